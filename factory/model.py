@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen values that travel from stage to stage.
+
+``Description → Recipe → Artifact → Verdict → Bundle → Release → RotationPlan``: each stage takes one and returns the
+next, so the order of the pipeline is a matter of types. Nothing here does any input or output. Paths inside a run are
+absolute while the program runs and relative in the stage's JSON file (:mod:`factory.system.state`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+STAGES = ("describe", "build", "verify", "sign", "publish", "rotate")
+"""Folder = verb = Jenkins stage = ``stage`` in the ledger, in this order."""
+
+
+# -- what people write ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """A package repository by alias.
+
+    ``url`` is the address that an image carries; where builds read it from is ``[mirrors]`` in the site file. ``key``
+    is the path, inside the image, of the keyring that signs it.
+    """
+
+    alias: str
+    url: str
+    suites: tuple[str, ...]
+    components: tuple[str, ...] = ("main",)
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """The smallest disk the image is for, and how it is laid out."""
+
+    min_gib: int = 4
+    root_fs: str = "ext4"
+    firmware: str = "bios"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """Whether and as what an instance registers: ``mode`` is on-demand, byos or none; ``product`` NAME/VERSION/ARCH."""
+
+    mode: str = "on-demand"
+    product: str = "debian/13/x86_64"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """Limits that the image must keep (``[verify]`` in image.toml)."""
+
+    boot_timeout_s: int = 420
+    used_mib: int = 2048
+    listening_ports: tuple[int, ...] = (22,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long dated images stay: ``monthly`` first-of-month images, ``daily`` others, ``prev`` visible older ones."""
+
+    monthly: int = 24
+    daily: int = 7
+    prev: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """``descriptions/<name>/image.toml``, validated."""
+
+    name: str
+    line: str
+    builder: str = "kiwi"
+    arch: str = "x86_64"
+    publish: str = "every-night"
+    login_user: str = "linux"
+    console_password: bool = True
+    disk: Disk = field(default_factory=Disk)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    update_repositories: tuple[Repository, ...] = ()
+    registration: Registration = field(default_factory=Registration)
+    budgets: Budgets = field(default_factory=Budgets)
+    retention: Retention = field(default_factory=Retention)
+    declared_files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A region server or an update server, by the names and addresses that images and certificates carry.
+
+    ``pem`` is the certificate images pin (region server) or the CA certificate (update server); ``key`` its private
+    key where we hold it, outside the repository and outside every image.
+    """
+
+    name: str
+    ipv4: str = ""
+    ipv6: str = ""
+    pem: Path
+    key: Path | None = None
+    registry: str = ""
+    certificate: Path | None = None
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses that are set, IPv4 first."""
+        return tuple(address for address in (self.ipv4, self.ipv6) if address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """One region of the cloud: who is in it, who tells instances so, and who updates them.
+
+    ``embedded`` marks the throw-away region that the factory makes when no site file names one.
+    """
+
+    name: str
+    networks: tuple[str, ...] = ()
+    servers: tuple[Server, ...] = ()
+    update_servers: tuple[Server, ...] = ()
+    embedded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionClient:
+    """``[region_client]``: the keys of ``/etc/regionserverclnt.cfg``."""
+
+    api: str = "regionInfo"
+    cert_location: str = "/usr/lib/regionService/certs"
+    https_only: bool = True
+    data_provider: str = "none"
+    instance_args: str = "none"
+    package_backend: str = "apt"
+    metadata_server: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A cloud to publish to: ``cloud`` is a name in clouds.yaml, or ``embedded``; ``policy`` shadow or overlap."""
+
+    cloud: str = "embedded"
+    visibility: str = "public"
+    policy: str = "shadow"
+    region_name: str = ""
+    vendor: str = "factory"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signing:
+    """Which key signs, by full fingerprint, and the GnuPG home that holds it; empty means a throw-away key."""
+
+    fingerprint: str = ""
+    gnupg_home: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notify:
+    """Who hears of a red or broken night: a mail address (through the host's sendmail) and/or a webhook URL."""
+
+    mail: str = ""
+    webhook: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """``site.toml``, validated; every part is optional. ``path`` is the file, or None when there is none."""
+
+    path: Path | None = None
+    mirrors: Mapping[str, str] = field(default_factory=dict)
+    update_repositories: Mapping[str, str] = field(default_factory=dict)
+    regions: tuple[Region, ...] = ()
+    region_client: RegionClient = field(default_factory=RegionClient)
+    targets: tuple[Target, ...] = (Target(),)
+    signing: Signing = field(default_factory=Signing)
+    ntp_servers: tuple[str, ...] = ()
+    retention: Retention | None = None
+    notify: Notify = field(default_factory=Notify)
+
+
+# -- what the stages make ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A self-contained build tree and everything that was decided about it.
+
+    ``tree`` is a folder that plain kiwi can build; ``tree_sha256`` the digest of its sorted contents; ``digest`` that
+    of everything which shapes the output. ``commit`` is the descriptions' commit (empty outside git), ``dirty`` whether
+    the checkout differed from it. ``mirrors`` maps a repository alias to the address the build reads it from.
+    """
+
+    description: Description
+    tree: Path
+    tree_sha256: str
+    digest: str
+    commit: str
+    dirty: bool
+    repositories: tuple[Repository, ...]
+    mirrors: Mapping[str, str]
+    keyrings: Mapping[str, Path]
+    regions: tuple[Region, ...]
+    region_client: RegionClient
+    ntp_servers: tuple[str, ...]
+    resolved_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """One installed package; ``source`` is its source package, ``origin`` the repository alias where known."""
+
+    name: str
+    version: str
+    arch: str
+    source: str = ""
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A built image: the file, its digests, and what went into it.
+
+    ``epoch`` is the newest signed index date of the inputs, in seconds since 1970; ``tools`` maps builder programs to
+    their versions; ``tarball`` is the source tarball, ``lock`` the list of inputs, ``files_list`` the image's files.
+    """
+
+    recipe: Recipe
+    path: Path
+    sha256: str
+    sha512: str
+    size_bytes: int
+    virtual_size_bytes: int
+    epoch: int
+    lock: Path
+    lock_sha256: str
+    inputs_digest: str
+    packages: tuple[Package, ...]
+    packages_list: Path
+    files_list: Path
+    tarball: Path
+    tarball_sha256: str
+    tools: Mapping[str, str]
+    build_id: str
+    built_at: datetime
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Outcome(StrEnum):
+    """What became of one check."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One guarantee that was looked at; ``message`` is what people read when it failed."""
+
+    name: str
+    guarantee: str
+    outcome: Outcome
+    message: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The result of the acceptance suite for exactly one file."""
+
+    artifact_sha256: str
+    checks: tuple[Check, ...]
+    accelerator: str
+    boot_s: float
+    judged_at: datetime
+    sandbox: str = "qemu"
+    console_log: Path | None = None
+    report_digest: str = ""
+    region_proof: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """True when something was tested and nothing failed."""
+        outcomes = {check.outcome for check in self.checks}
+        return Outcome.PASSED in outcomes and Outcome.FAILED not in outcomes
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that failed, in the order they ran."""
+        return tuple(check for check in self.checks if check.outcome is Outcome.FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A signed image; only :func:`factory.sign.sign` makes one, and only from a passed verdict on the same bytes."""
+
+    artifact: Artifact
+    verdict: Verdict
+    fingerprint: str
+    throw_away_key: bool
+    directory: Path
+    files: tuple[str, ...]
+    signed_at: datetime
+
+
+class Role(StrEnum):
+    """The role of an image in its line, as its ``imgfactory_role`` property says."""
+
+    CANDIDATE = "candidate"
+    LATEST = "latest"
+    PREV = "prev"
+    ARCHIVE = "archive"
+    WITHDRAWN = "withdrawn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """An image as the store shows it; ``properties`` holds every property that is not one of the fields."""
+
+    id: str
+    name: str
+    status: str
+    hidden: bool
+    visibility: str
+    protected: bool
+    owner: str
+    size_bytes: int | None
+    virtual_size_bytes: int | None
+    hash_algo: str
+    hash_value: str
+    created_at: datetime
+    updated_at: datetime
+    properties: Mapping[str, str]
+    tags: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        return self.properties.get("imgfactory_line", "")
+
+    @property
+    def role(self) -> str:
+        return self.properties.get("imgfactory_role", "")
+
+    @property
+    def generation(self) -> int:
+        text = self.properties.get("imgfactory_generation", "")
+        return int(text) if text.isdecimal() else 0
+
+    @property
+    def dated_name(self) -> str:
+        return self.properties.get("imgfactory_dated_name", "")
+
+    @property
+    def tested(self) -> bool:
+        return self.properties.get("imgfactory_tested", "").startswith("pass:")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A bundle's image in one store: uploaded, read back, described, still hidden."""
+
+    bundle: Bundle
+    target: Target
+    image_id: str
+    generation: int
+    dated_name: str
+    published_at: datetime
+    upload_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One request of a rotation: ``change`` is what a single PATCH sets on one image."""
+
+    name: str
+    image_id: str
+    change: Mapping[str, object]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotationPlan:
+    """The requests that make a candidate ``<line>_latest``, in order, and the images they were decided from."""
+
+    line: str
+    steps: tuple[Step, ...]
+    latest: str
+    prev: str | None
+    seen: tuple[StoredImage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotation:
+    """What a rotation did in one store; ``gap_s`` is how long plain listings missed ``_latest``."""
+
+    target: Target
+    line: str
+    latest: str
+    prev: str | None
+    archived: str | None
+    steps: tuple[Step, ...]
+    gap_s: float
+    rotated_at: datetime
+
+
+def utc(seconds: float) -> datetime:
+    """Seconds since 1970 as an aware time."""
+    return datetime.fromtimestamp(seconds, tz=UTC)

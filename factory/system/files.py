@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that appear whole, digests, and the digest of a tree."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from factory.errors import FactoryError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digests:
+    """What identifies a file."""
+
+    sha256: str
+    sha512: str
+    size_bytes: int
+
+
+def digests(path: Path) -> Digests:
+    """Read ``path`` once and return its digests and size."""
+    sha256, sha512, size = hashlib.sha256(), hashlib.sha512(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+            sha512.update(chunk)
+            size += len(chunk)
+    return Digests(sha256=sha256.hexdigest(), sha512=sha512.hexdigest(), size_bytes=size)
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expect_digest(path: Path, sha256: str) -> None:
+    """Raise FactoryError unless the file at ``path`` has this SHA-256."""
+    if not path.is_file():
+        raise FactoryError(f"'{path}' is missing", hint="the run directory is incomplete; build again")
+    found = sha256_file(path)
+    if found != sha256:
+        raise FactoryError(
+            f"'{path}' is not the file that was recorded",
+            facts=(("recorded", sha256), ("found", found)),
+            hint="something changed the file after the stage that made it; build again",
+        )
+
+
+def write_whole(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
+    """Write a file so that readers, and a crash, only ever see the old or the whole new content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write a file or folder under; it becomes ``path`` when the block succeeds.
+
+    What stood at ``path`` is replaced; after a failure or a crash only the temporary name is left, and the next call
+    for the same path removes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    remove(partial)
+    try:
+        yield partial
+        if partial.is_dir() and path.exists():
+            remove(path)
+        partial.replace(path)
+    except BaseException:
+        remove(partial)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def tree_digest(root: Path) -> str:
+    """The SHA-256 of a folder: sorted relative names, types, permission bits, link targets and contents; no times."""
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*"), key=lambda found: found.relative_to(root).as_posix().encode()):
+        mode = path.lstat().st_mode
+        name = path.relative_to(root).as_posix()
+        if stat.S_ISLNK(mode):
+            entry = f"link {name} {path.readlink()}"
+        elif stat.S_ISDIR(mode):
+            entry = f"dir {stat.S_IMODE(mode):04o} {name}"
+        else:
+            entry = f"file {stat.S_IMODE(mode):04o} {name} {sha256_file(path)}"
+        total.update(entry.encode() + b"\0")
+    return total.hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that can still be written on the file system of ``path`` (or of its nearest existing parent)."""
+    while not path.exists():
+        path = path.parent
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
