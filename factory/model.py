@@ -308,6 +308,21 @@ class Bundle:
     signed_at: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """What ``publish`` did: a release per target, or none and the reason why the image is withheld."""
+
+    releases: tuple[Release, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotations:
+    """What ``rotate`` did, a rotation per release."""
+
+    rotations: tuple[Rotation, ...]
+
+
 class Role(StrEnum):
     """The role of an image in its line, as its ``imgfactory_role`` property says."""
 

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The night: six stages in order, one ledger record after each.
+
+A stage that has finished in a run is not done again, so a night that was cut off goes on where it stopped. A red image
+ends the night before anything is signed; an exception is a broken factory, and its stage is recorded as such.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from factory.build import build
+from factory.describe import describe
+from factory.errors import FactoryError, LedgerError
+from factory.gc import expect_space
+from factory.inputs.freshness import indexes_changed
+from factory.ledger import Ledger, detail_of
+from factory.model import Artifact, Bundle, Publication, Recipe, Region, Rotations, Site, Verdict
+from factory.policy import Published, due
+from factory.publish import publish
+from factory.region.embedded import embedded_region
+from factory.rotate import rotate
+from factory.sign import sign
+from factory.store import open_store
+from factory.store.directory import publish_directory
+from factory.system.files import remove
+from factory.system.lock import exclusive
+from factory.system.state import Run, State
+from factory.verify import verify
+
+NEEDED_BYTES = 6 << 30
+"""Free space a night wants before it starts: root tree and raw disk where memory is short, image, logs."""
+
+Say = Callable[[str, str], None]
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """Where this factory reads and keeps things: descriptions and suite, state, site."""
+
+    project: Path
+    state: State
+    site: Site
+
+    @property
+    def suite(self) -> Path:
+        """The acceptance suite."""
+        return self.project / "testsuite" / "acceptance"
+
+    def regions(self, now: datetime) -> tuple[Region, ...]:
+        """The site's regions, or the embedded throw-away one."""
+        return self.site.regions or (embedded_region(self.state.keys / "region", now=now),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """One line of the summary table: ``outcome`` is done, kept, red, withheld or broken."""
+
+    stage: str
+    outcome: str
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Night:
+    """What a night did: ``outcome`` is published, withheld, unchanged or red, ``reason`` says why in words."""
+
+    image: str
+    run: Run
+    outcome: str
+    reason: str
+    stages: tuple[StageResult, ...]
+    verdict: Verdict | None = None
+    rotations: Rotations | None = None
+
+
+def nightly(
+    image: str,
+    *,
+    here: Installation,
+    ledger: Ledger | None,
+    now: Callable[[], datetime],
+    say: Say,
+    force: bool = False,
+    allow_dirty: bool = False,
+) -> Night:
+    """Make one image and, when it is green, what ``<line>_latest`` means.
+
+    Args:
+        ledger: where the night is recorded; None when it cannot be written, which stops nothing.
+        force: make and publish an image even though nothing changed since the last one.
+        allow_dirty: publish although the descriptions differ from their commit.
+
+    Raises:
+        LineHeld: another factory works on this image here, or on its line in Glance.
+        FactoryError: a stage could not be carried out; what it left is in the run's folder.
+    """
+    with exclusive(here.state.locks / f"{image}.lock", what=f"image {image}"):
+        expect_space(here.state, NEEDED_BYTES)
+        line = start(image, here=here, ledger=ledger, now=now, say=say, force=force)
+        if line.unchanged_since:
+            return line.end("unchanged", f"nothing changed since run {line.unchanged_since}")
+        recipe = line.describe()
+        artifact = line.build(recipe)
+        verdict = line.verify(artifact)
+        if not verdict.passed:
+            return line.end("red", f"{len(verdict.failures)} of {len(verdict.checks)} checks failed")
+        bundle = line.sign(artifact, verdict)
+        publication = line.publish(bundle, force=force, allow_dirty=allow_dirty)
+        if not publication.releases:
+            return line.end("withheld", publication.reason)
+        line.rotate(publication)
+        return line.end("published", publication.reason)
+
+
+def start(
+    image: str, *, here: Installation, ledger: Ledger | None, now: Callable[[], datetime], say: Say, force: bool
+) -> Line:
+    """A new run of ``image``, or the newest one when it was cut off and is about the same inputs.
+
+    A fresh recipe tells: the same recipe and the same package indexes as an unfinished run mean that run goes on; the
+    same as a finished one mean that there is nothing to do, unless ``force``.
+    """
+    earlier = here.state.runs_of(image)
+    line = Line(run=here.state.new_run(image, now()), here=here, ledger=ledger, now=now, say=say)
+    recipe = line.describe()
+    for run in earlier[:1]:
+        if not same_inputs(run, recipe):
+            break
+        finished = run.has("rotate") or (run.has("publish") and not run.read("publish", Publication).releases)
+        if finished and not force:
+            line.unchanged_since = run.id
+        elif not finished and not is_red(run):
+            say("describe", f"going on with run {run.id}, which was cut off")
+            remove(line.run.path)
+            line = Line(run=run, here=here, ledger=ledger, now=now, say=say)
+    line.begin()
+    return line
+
+
+def same_inputs(run: Run, recipe: Recipe) -> bool:
+    """Whether an earlier run was of this recipe and of the package indexes that the mirrors still serve."""
+    if not run.has("build") or run.read("describe", Recipe).digest != recipe.digest:
+        return False
+    return not indexes_changed(run.read("build", Artifact).lock, recipe.mirrors)
+
+
+def is_red(run: Run) -> bool:
+    """Whether the run ended with failed checks."""
+    return run.has("verify") and not run.read("verify", Verdict).passed
+
+
+@dataclass(kw_only=True)
+class Line:
+    """The six stages of one run: each takes the frozen value before it and returns the next."""
+
+    run: Run
+    here: Installation
+    ledger: Ledger | None
+    now: Callable[[], datetime]
+    say: Say
+    results: list[StageResult] = field(default_factory=list)
+    unchanged_since: str = ""
+
+    def describe(self) -> Recipe:
+        return self.stage(
+            "describe",
+            Recipe,
+            lambda: describe(
+                self.here.project,
+                self.run.image,
+                site=self.here.site,
+                regions=self.here.regions(self.now()),
+                run=self.run,
+                now=self.now(),
+            ),
+        )
+
+    def build(self, recipe: Recipe) -> Artifact:
+        return self.stage(
+            "build",
+            Artifact,
+            lambda: build(recipe, run=self.run, state=self.here.state, say=self.saying("build"), now=self.now()),
+        )
+
+    def verify(self, artifact: Artifact) -> Verdict:
+        return self.stage(
+            "verify",
+            Verdict,
+            lambda: verify(
+                artifact,
+                run=self.run,
+                state=self.here.state,
+                suite=self.here.suite,
+                say=self.saying("verify"),
+                now=self.now(),
+            ),
+        )
+
+    def sign(self, artifact: Artifact, verdict: Verdict) -> Bundle:
+        return self.stage(
+            "sign",
+            Bundle,
+            lambda: sign(
+                artifact,
+                verdict,
+                run=self.run,
+                state=self.here.state,
+                signing=self.here.site.signing,
+                keys=self.here.project / "keys",
+                now=self.now(),
+                say=self.saying("sign"),
+            ),
+        )
+
+    def publish(self, bundle: Bundle, *, force: bool = False, allow_dirty: bool = False) -> Publication:
+        return self.stage("publish", Publication, lambda: self._publish(bundle, force=force, allow_dirty=allow_dirty))
+
+    def rotate(self, publication: Publication) -> Rotations:
+        return self.stage("rotate", Rotations, lambda: self._rotate(publication))
+
+    def _publish(self, bundle: Bundle, *, force: bool, allow_dirty: bool) -> Publication:
+        recipe = bundle.artifact.recipe
+        if recipe.dirty and not allow_dirty:
+            return Publication(releases=(), reason="the descriptions differ from their commit; see --allow-dirty")
+        decision = due(
+            recipe.description.publish, bundle.artifact.packages, self._last_published(), now=self.now(), force=force
+        )
+        if not decision.publish:
+            return Publication(releases=(), reason=decision.reason)
+        releases = []
+        for target in self.here.site.targets:
+            with open_store(target, state=self.here.state, say=self.saying("publish")) as store:
+                releases.append(publish(bundle, store=store, target=target, now=self.now(), say=self.saying("publish")))
+        publish_directory(bundle, releases[0].dated_name, dist=self.here.state.dist)
+        return Publication(releases=tuple(releases), reason=decision.reason)
+
+    def _rotate(self, publication: Publication) -> Rotations:
+        rotations = []
+        for release in publication.releases:
+            with open_store(release.target, state=self.here.state, say=self.saying("rotate")) as store:
+                rotations.append(rotate(release, store=store, now=self.now(), say=self.saying("rotate")))
+        return Rotations(rotations=tuple(rotations))
+
+    def _last_published(self) -> Published | None:
+        for run in self.here.state.runs_of(self.run.image):
+            if run.id != self.run.id and run.has("rotate"):
+                artifact = run.read("build", Artifact)
+                return Published(at=run.read("rotate", Rotations).rotations[0].rotated_at, packages=artifact.packages)
+        return None
+
+    def stage(self, name: str, kind: type[Value], work: Callable[[], Value]) -> Value:
+        """Do a stage once, keep its value, and record how it went."""
+        if self.run.has(name):
+            if name not in {result.stage for result in self.results}:
+                self.results.append(StageResult(stage=name, outcome="kept", seconds=0.0))
+            return self.run.read(name, kind)
+        started, clock = self.now(), time.monotonic()
+        self.say(name, "starts")
+        try:
+            value = work()
+        except FactoryError as broken:
+            self.note(name, "broken", started, time.monotonic() - clock, note=broken.message)
+            raise
+        self.run.write(name, value)
+        outcome, note = judged(value)
+        self.note(name, outcome, started, time.monotonic() - clock, note=note, value=value)
+        self.say(name, f"{outcome}{': ' if note else ''}{note}")
+        return value
+
+    def saying(self, stage: str) -> Callable[[str], None]:
+        """The progress line of one stage."""
+        return lambda text: self.say(stage, text)
+
+    def begin(self) -> None:
+        recipe = self.run.read("describe", Recipe)
+        if self.ledger is not None:
+            self.ledger.begin_run(
+                self.run.id, image=self.run.image, line=recipe.description.line, started_at=self.now(), recipe=recipe
+            )
+
+    def note(
+        self, stage: str, outcome: str, started: datetime, seconds: float, *, note: str, value: object = None
+    ) -> None:
+        self.results.append(StageResult(stage=stage, outcome=outcome, seconds=seconds, note=note))
+        if self.ledger is None:
+            return
+        try:
+            self.ledger.record_stage(
+                self.run.id,
+                stage,
+                outcome=outcome,
+                started_at=started,
+                seconds=seconds,
+                message=note,
+                detail=detail_of(value),
+            )
+        except LedgerError as lost:
+            self.say(stage, f"not recorded: {lost.message}")
+
+    def end(self, outcome: str, reason: str) -> Night:
+        """Close the record and sum the night up."""
+        if self.ledger is not None:
+            self.ledger.end_run(self.run.id, outcome=outcome, ended_at=self.now(), message=reason)
+        return Night(
+            image=self.run.image,
+            run=self.run,
+            outcome=outcome,
+            reason=reason,
+            stages=tuple(self.results),
+            verdict=self.run.read("verify", Verdict) if self.run.has("verify") else None,
+            rotations=self.run.read("rotate", Rotations) if self.run.has("rotate") else None,
+        )
+
+
+def judged(value: object) -> tuple[str, str]:
+    """How a finished stage reads in the summary: its outcome and a few words."""
+    match value:
+        case Artifact():
+            return "done", f"{value.size_bytes / 1e6:.0f} MB, {len(value.packages)} packages"
+        case Verdict() if not value.passed:
+            return "red", f"{len(value.failures)} of {len(value.checks)} checks failed"
+        case Verdict():
+            return "done", f"{len(value.checks)} checks passed, {value.accelerator}"
+        case Bundle():
+            return "done", f"key {value.fingerprint[-16:]}" + (" (throw-away)" if value.throw_away_key else "")
+        case Publication() if not value.releases:
+            return "withheld", value.reason
+        case Publication():
+            return "done", ", ".join(release.dated_name for release in value.releases)
+        case Rotations():
+            return "done", ", ".join(f"{one.line}_latest in {one.target.cloud}" for one in value.rotations)
+        case _:
+            return "done", ""
