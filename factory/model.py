@@ -55,11 +55,15 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
-    """Limits that the image must keep (``[verify]`` in image.toml)."""
+    """Limits that the image must keep (``[verify]`` in image.toml).
+
+    ``probe_package`` is one package, not in the image, that a guest installs in the sandbox to prove its update server.
+    """
 
     boot_timeout_s: int = 420
     used_mib: int = 2048
     listening_ports: tuple[int, ...] = (22,)
+    probe_package: str = "hello"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
