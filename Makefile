@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+# make nightly     set up what is missing, then a whole night of debian13 with nothing configured
+# make test        set up, then every test that fits: a real build, boot and Glance included
+# make check       lint, types, unit tests: under a minute
+# make test-long   what does not fit make test
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STATE  ?= $(CURDIR)/state
+IMAGE  ?= debian13
+SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
+ROOT   := $(SUDO) env PYTHONDONTWRITEBYTECODE=1
+TESTED := $(VENV)/.tools
+
+.PHONY: setup nightly test test-long check lint types unit lock docs benchmarks clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.packages: packages/apt.txt
+	@SUDO="$(SUDO)" sh packages/install.sh packages/apt.txt
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.installed: $(VENV)/.packages locks/requirements.txt pyproject.toml
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "installing Python packages from locks/requirements.txt"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+nightly: setup
+	$(ROOT) $(BIN)/factory --state $(STATE) nightly $(IMAGE) --allow-dirty $(ARGS)
+
+check: setup lint types unit
+
+lint:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types:
+	$(BIN)/mypy
+
+unit:
+	$(BIN)/pytest -q testsuite/unit
+
+test: setup
+	$(ROOT) $(BIN)/python testsuite/groups.py $(ARGS)
+
+test-long: setup
+	$(ROOT) $(BIN)/pytest -m slow testsuite/unit testsuite/integration testsuite/mutants
+
+benchmarks: setup
+	$(ROOT) $(BIN)/python benchmarks/run.py
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+lock:
+	$(BIN)/uv pip compile pyproject.toml --extra cloud --extra dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file locks/requirements.txt
+
+clean:
+	-$(BIN)/factory --state $(STATE) cloud down
+	rm -rf $(VENV) state build dist

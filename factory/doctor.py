@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this host must have, found by trying rather than by guessing, before anything starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from factory.errors import FactoryError
+from factory.system.files import free_bytes
+from factory.system.namespaces import network_namespace
+from factory.system.run import PATH, run
+
+if TYPE_CHECKING:
+    from factory.pipeline import Installation
+
+PROGRAMS = (
+    ("git", "git", "the commit of the descriptions"),
+    ("gpg", "gpg", "signatures"),
+    ("gpgv", "gpgv", "signatures of package indexes"),
+    ("qemu-system-x86_64", "qemu-system-x86", "the sandbox"),
+    ("qemu-img", "qemu-utils", "qcow2 images"),
+    ("ssh", "openssh-client", "logging in to the sandbox's guests"),
+    ("ip", "iproute2", "network namespaces"),
+    ("unshare", "util-linux", "the build box"),
+    ("setpriv", "util-linux", "children that die with the factory"),
+    ("losetup", "mount", "the builder's loop devices"),
+    ("mke2fs", "e2fsprogs", "file systems"),
+    ("debugfs", "e2fsprogs", "file systems"),
+    ("sfdisk", "fdisk", "partition tables"),
+    ("sgdisk", "gdisk", "partition tables"),
+    ("parted", "parted", "partition tables"),
+    ("rsync", "rsync", "kiwi"),
+    ("dnsmasq", "dnsmasq-base", "names in the sandbox"),
+    ("mcopy", "mtools", "cloud-init seeds"),
+    ("mkfs.vfat", "dosfstools", "cloud-init seeds"),
+    ("xz", "xz-utils", "source tarballs"),
+)
+"""Program, Debian package, what for."""
+
+WANTED_MEMORY_BYTES = 4 << 30
+WANTED_DISK_BYTES = 6 << 30
+_MIRROR_TIMEOUT_S = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing looked at; ``needed`` when a night cannot do without."""
+
+    name: str
+    ok: bool
+    says: str
+    cure: str = ""
+    needed: bool = True
+
+
+def require(here: Installation) -> None:
+    """Refuse to start where a needed thing is missing.
+
+    Raises:
+        FactoryError: names every missing thing with its reason and package.
+    """
+    missing = [finding for finding in examine(here) if finding.needed and not finding.ok]
+    if missing:
+        raise FactoryError(
+            f"this host lacks {len(missing)} thing(s) a night needs",
+            facts=tuple((one.name, f"{one.says}; {one.cure}") for one in missing),
+            hint="'make setup' installs packages; 'factory doctor' shows everything",
+        )
+
+
+def examine(here: Installation) -> tuple[Finding, ...]:
+    """Look at programs, rights, kernel, memory, space, mirrors, and at what is still embedded."""
+    return (
+        *programs(),
+        rights(),
+        *kernel(),
+        memory(),
+        space(here),
+        *mirrors(here),
+        *embedded(here),
+    )
+
+
+def programs() -> Iterator[Finding]:
+    """Every program a night calls, with the package that has it."""
+    search = f"{PATH}:{Path(sys.executable).parent}"
+    for program, package, purpose in (*PROGRAMS, ("kiwi-ng", "kiwi (Python)", "builds images")):
+        found = shutil.which(program, path=search)
+        cure = f"apt-get install {package}" if "(" not in package else "make setup"
+        yield Finding(name=program, ok=found is not None, says=found or f"not found, needed for {purpose}", cure=cure)
+
+
+def rights() -> Finding:
+    """Builders make device nodes and mounts."""
+    ok = os.geteuid() == 0
+    return Finding(
+        name="root", ok=ok, says="yes" if ok else "not root, needed for namespaces and loop devices", cure="use sudo"
+    )
+
+
+def kernel() -> Iterator[Finding]:
+    """Namespaces and loop devices, by making one of each."""
+    if os.geteuid() != 0:
+        return
+    try:
+        with network_namespace():
+            yield Finding(name="namespaces", ok=True, says="made one")
+    except FactoryError as refused:
+        yield Finding(name="namespaces", ok=False, says=refused.message, cure=refused.hint)
+    free = run(["losetup", "--find"], check=False)
+    yield Finding(
+        name="loop devices",
+        ok=free.returncode == 0,
+        says=free.stdout.strip() or free.stderr.strip(),
+        cure="load the kernel's loop module, or use a host that has it",
+    )
+
+
+def memory() -> Finding:
+    """A guest, a builder's tree where possible on tmpfs, and the tools around them."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    return Finding(
+        name="memory",
+        ok=available >= WANTED_MEMORY_BYTES,
+        says=f"{available / 2**30:.1f} GiB available, {WANTED_MEMORY_BYTES >> 30} GiB wanted",
+        cure="builds then use the disk and take longer",
+        needed=False,
+    )
+
+
+def space(here: Installation) -> Finding:
+    """Room for a run and for the inputs."""
+    free = free_bytes(here.state.path)
+    return Finding(
+        name="disk space",
+        ok=free >= WANTED_DISK_BYTES,
+        says=f"{free / 2**30:.1f} GiB free in {here.state.path}, {WANTED_DISK_BYTES >> 30} GiB wanted",
+        cure="'factory gc' removes old runs, or use --state elsewhere",
+    )
+
+
+def mirrors(here: Installation) -> Iterator[Finding]:
+    """Every mirror that the descriptions read from, by asking it for a signed index."""
+    from factory.describe import build_sources, images
+
+    asked: set[str] = set()
+    for image in images(here.project):
+        for alias, mirror, suite in build_sources(here.project, image, site=here.site):
+            address = f"{mirror.rstrip('/')}/dists/{suite}/InRelease"
+            if address in asked:
+                continue
+            asked.add(address)
+            try:
+                with urllib.request.urlopen(address, timeout=_MIRROR_TIMEOUT_S) as answer:  # noqa: S310 the site's mirror
+                    answer.read(1)
+                yield Finding(name=f"mirror {alias} {suite}", ok=True, says="answers")
+            except (urllib.error.URLError, TimeoutError, OSError) as away:
+                yield Finding(
+                    name=f"mirror {alias} {suite}",
+                    ok=False,
+                    says=f"{address}: {away}",
+                    cure=f"set {alias} under [mirrors] in site.toml to one that answers",
+                )
+
+
+def embedded(here: Installation) -> Iterator[Finding]:
+    """Which parts are the throw-away ones; each is replaced in site.toml."""
+    parts = (
+        ("region", not here.site.regions, "[[region]]"),
+        ("signing key", not here.site.signing.fingerprint, "[signing]"),
+        ("cloud", any(target.cloud == "embedded" for target in here.site.targets), "[[target]]"),
+    )
+    for name, throw_away, section in parts:
+        yield Finding(
+            name=name,
+            ok=True,
+            says=f"embedded, throw-away; replace it with {section} in site.toml" if throw_away else "the site's own",
+            needed=False,
+        )
