@@ -72,9 +72,9 @@ OPTIONS = Options()
 @app.command()
 def describe(image: Image, as_json: Json = False) -> None:
     """Resolve a description into a recipe: a build tree that plain kiwi can build."""
-    line = new_line(image)
-    recipe = line.describe()
-    line.begin()
+    with one_stage(image, None, fresh=True) as line:
+        recipe = line.describe()
+        line.begin()
     if as_json:
         print_json("describe", recipe)
         return
@@ -98,12 +98,10 @@ def describe(image: Image, as_json: Json = False) -> None:
 @app.command()
 def build(image: Image, run: RunId = None, as_json: Json = False) -> None:
     """Build the image from its recipe (describes first when the newest run is built already)."""
-    from factory.model import Recipe
-
-    line = line_of(image, run) if run or newest_stage(image) == "describe" else new_line(image)
-    line.describe()
-    line.begin()
-    artifact = line.build(line.run.read("describe", Recipe))
+    with one_stage(image, run, fresh=run is None and newest_stage(image) != "describe") as line:
+        recipe = line.describe()
+        line.begin()
+        artifact = line.build(recipe)
     if as_json:
         print_json("build", artifact)
         return
@@ -134,8 +132,8 @@ def verify(
             Path(image), state=here.state, suite=here.suite, say=lambda text: say("verify", text), now=clock()
         )
     else:
-        line = line_of(image, run)
-        verdict = line.verify(line.run.read("build", Artifact))
+        with one_stage(image, run) as line:
+            verdict = line.verify(line.run.read("build", Artifact))
     if as_json:
         print_json("verify", verdict)
     else:
@@ -149,8 +147,8 @@ def sign(image: Image, run: RunId = None, as_json: Json = False) -> None:
     """Sign a green image, its checksums and its source tarball."""
     from factory.model import Artifact, Verdict
 
-    line = line_of(image, run)
-    bundle = line.sign(line.run.read("build", Artifact), line.run.read("verify", Verdict))
+    with one_stage(image, run) as line:
+        bundle = line.sign(line.run.read("build", Artifact), line.run.read("verify", Verdict))
     if as_json:
         print_json("sign", bundle)
         return
@@ -166,8 +164,8 @@ def publish(image: Image, run: RunId = None, allow_dirty: AllowDirty = False, as
     """Upload a signed image, hidden, read its digest back, and fill the download directory."""
     from factory.model import Bundle
 
-    line = line_of(image, run)
-    publication = line.publish(line.run.read("sign", Bundle), force=True, allow_dirty=allow_dirty)
+    with one_stage(image, run) as line:
+        publication = line.publish(line.run.read("sign", Bundle), force=True, allow_dirty=allow_dirty)
     if as_json:
         print_json("publish", publication)
         return
@@ -179,8 +177,8 @@ def rotate(image: Image, run: RunId = None, as_json: Json = False) -> None:
     """Make a published image ``<line>_latest``; the one before becomes ``_prev``."""
     from factory.model import Publication
 
-    line = line_of(image, run)
-    rotations = line.rotate(line.run.read("publish", Publication))
+    with one_stage(image, run) as line:
+        rotations = line.rotate(line.run.read("publish", Publication))
     if as_json:
         print_json("rotate", rotations)
         return
@@ -283,13 +281,21 @@ def status(as_json: Json = False) -> None:
 
 
 @app.command()
-def report(image: Image, run: RunId = None) -> None:
+def report(
+    image: Image,
+    run: RunId = None,
+    tell: Annotated[bool, typer.Option("--notify", help="Tell whom [notify] in the site file names.")] = False,
+) -> None:
     """Write a run's page, one self-contained HTML file, and print its path."""
     here = installation()
+    found = here.state.run_of(image, run)
     with ledger(here) as records:
         if records is None:
             raise FactoryError("there is no ledger to report from", hint="run 'factory nightly' first")
-        print(report_page(records, here.state.run_of(image, run)))
+        page = report_page(records, found)
+    print(page)
+    if tell:
+        announce(here, image, "ended", f"run {found.id} finished {', '.join(found.stages()) or 'nothing'}; see {page}")
 
 
 @app.command("verify-signature")
@@ -494,22 +500,17 @@ def site_file() -> Path | None:
     return next((path for path in (Path("site.toml"), Path("/etc/factory/site.toml")) if path.is_file()), None)
 
 
-def new_line(image: str) -> Line:
-    """A new run of an image, outside a night (no ledger)."""
+@contextlib.contextmanager
+def one_stage(image: str, run: str | None, *, fresh: bool = False) -> Iterator[Line]:
+    """A run of an image for a single verb: a new one when ``fresh``, else ``run`` or the image's newest."""
     from factory.pipeline import Line
     from factory.system.clock import now
+    from factory.system.lock import exclusive
 
     here = installation()
-    return Line(run=here.state.new_run(image, now()), here=here, ledger=None, now=now, say=say)
-
-
-def line_of(image: str, run: str | None) -> Line:
-    """An existing run, outside a night."""
-    from factory.pipeline import Line
-    from factory.system.clock import now
-
-    here = installation()
-    return Line(run=here.state.run_of(image, run), here=here, ledger=None, now=now, say=say)
+    with exclusive(here.state.locks / f"{image}.lock", what=f"image {image}"), ledger(here) as records:
+        found = here.state.new_run(image, now()) if fresh else here.state.run_of(image, run)
+        yield Line(run=found, here=here, ledger=records, now=now, say=say)
 
 
 def newest_stage(image: str) -> str:
@@ -628,6 +629,9 @@ def main() -> None:
         print("factory: interrupted; the next run goes on or cleans up", file=sys.stderr)
         sys.exit(130)
     except typer.TyperException as usage:
+        if usage.format_message().startswith("Usage:"):  # a group without a verb
+            print(usage.format_message())
+            sys.exit(2)
         fail(
             InputFault(
                 usage.format_message(), hint="'factory --help' lists the verbs, 'factory VERB --help' explains one"
