@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the people we trust signed a package index."""
+
+from __future__ import annotations
+
+import base64
+import re
+import tempfile
+from pathlib import Path
+
+from factory.errors import InputsError
+from factory.system.run import run
+
+_STATUS = re.compile(r"^\[GNUPG:\] (\S+) ?(.*)$", re.MULTILINE)
+_BAD = {
+    "BADSIG": "the content was changed after it was signed",
+    "EXPKEYSIG": "the key has expired",
+    "REVKEYSIG": "the key was revoked",
+    "EXPSIG": "the signature has expired",
+    "ERRSIG": "the key is not in the keyring",
+}
+
+
+def signed_text(file: Path, *, keyring: Path, repository: str, suite: str) -> str:
+    """The text of a clear-signed file, exactly as far as a key of ``keyring`` signed it.
+
+    One good signature is enough, as for apt: archives sign with the keys of several releases, and a host knows the
+    newest of them late, and the oldest expire. A signature that does not fit the content is never outvoted.
+
+    Raises:
+        InputsError: not good; names the repository, the keys and the keyring.
+    """
+    if not keyring.is_file():
+        raise InputsError(
+            f"the keyring of repository '{repository}' is missing",
+            facts=(("keyring", str(keyring)),),
+            hint="install the archive's keyring package, or name the keyring in the description",
+        )
+    with tempfile.TemporaryDirectory(prefix="factory-gpgv-") as scratch:
+        binary, text = Path(scratch) / "keyring.gpg", Path(scratch) / "text"
+        binary.write_bytes(_binary(keyring.read_bytes()))
+        argv: list[str | Path] = [
+            "gpgv",
+            "--homedir",
+            scratch,
+            "--status-fd",
+            "1",
+            "--keyring",
+            binary,
+            "--output",
+            text,
+            file,
+        ]
+        verdict = run(argv, check=False, timeout_s=60)
+        status = _STATUS.findall(verdict.stdout)
+        words = {word for word, _ in status}
+        if "GOODSIG" in words and "BADSIG" not in words and text.is_file():
+            return text.read_text(errors="replace")
+    raise _not_good(status, keyring=keyring, repository=repository, suite=suite, said=verdict.stderr)
+
+
+def _not_good(status: list[tuple[str, str]], *, keyring: Path, repository: str, suite: str, said: str) -> InputsError:
+    facts = [("key", f"{rest.split()[0]}: {_BAD[word]}") for word, rest in status if word in _BAD and rest]
+    if not facts:
+        facts = [("said", line) for line in said.strip().splitlines()[-3:]]
+    return InputsError(
+        f"the signature of repository '{repository}' (suite {suite}) is not good",
+        facts=(*facts, ("keyring", str(keyring))),
+        hint="update the archive's keyring package; if the key is right, do not trust this mirror",
+    )
+
+
+def _binary(keyring: bytes) -> bytes:
+    """A keyring as gpgv wants it; armoured ones (RFC 9580, 6.2) are unpacked."""
+    if not keyring.startswith(b"-----BEGIN PGP"):
+        return keyring
+    found = b""
+    for block in re.findall(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----(.*?)-----END", keyring, re.DOTALL):
+        body = block.replace(b"\r", b"").split(b"\n\n", 1)[-1]
+        lines = [line for line in body.split(b"\n") if line and not line.startswith(b"=")]
+        found += base64.b64decode(b"".join(lines))
+    return found

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetching from mirrors: one connection kept per thread and host, TLS verified, redirects followed."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from factory.errors import InputsError
+
+_TIMEOUT_S = 60.0
+_ATTEMPTS = 3
+_HOPS = 5
+_MOVED = frozenset({301, 302, 303, 307, 308})
+_SERVER_FAULT = 500
+_CHUNK_BYTES = 1 << 18
+_HEADERS = {"User-Agent": "image-factory", "Accept-Encoding": "identity"}
+
+
+class Upstream:
+    """A client for mirrors. Connections belong to the thread that made them."""
+
+    def __init__(self, *, pause_s: float = 1.0) -> None:
+        self._local = threading.local()
+        self._pause_s = pause_s
+        self._tls = ssl.create_default_context()
+
+    @contextlib.contextmanager
+    def get(self, address: str) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """The status of an address, and its body in pieces.
+
+        A body that ends early raises while it is read.
+
+        Raises:
+            InputsError: no answer after several attempts, an error of the server, or a redirect we do not follow.
+        """
+        for _ in range(_HOPS):
+            answer = self._ask(address)
+            if answer.status not in _MOVED:
+                yield answer.status, self._body(answer, address)
+                if not answer.isclosed():
+                    self._drop(urlsplit(address))
+                return
+            answer.read()
+            address = _moved(address, answer.getheader("Location") or "")
+        raise InputsError("a mirror redirects without end", facts=(("address", address),))
+
+    def _ask(self, address: str) -> http.client.HTTPResponse:
+        parts = urlsplit(address)
+        said = ""
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(self._pause_s * attempt)
+            try:
+                connection = self._connection(parts)
+                connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), headers=_HEADERS)
+                answer = connection.getresponse()
+            except (http.client.HTTPException, OSError) as away:
+                self._drop(parts)
+                said = str(away) or type(away).__name__
+                continue
+            if answer.status < _SERVER_FAULT:
+                return answer
+            said = f"{answer.status} {answer.reason}"
+            self._drop(parts)
+        raise InputsError(
+            f"the mirror '{parts.netloc}' does not answer",
+            facts=(("address", address), ("said", said[:300]), ("tried", f"{_ATTEMPTS} times")),
+            hint="check the network and [mirrors] in site.toml",
+        )
+
+    def _body(self, answer: http.client.HTTPResponse, address: str) -> Iterator[bytes]:
+        length, received = answer.getheader("Content-Length"), 0
+        try:
+            while chunk := answer.read(_CHUNK_BYTES):
+                received += len(chunk)
+                yield chunk
+        except (http.client.HTTPException, OSError) as cut:
+            raise InputsError("a mirror cut a file short", facts=(("address", address), ("said", str(cut)))) from cut
+        if length is not None and length.isdecimal() and received != int(length):
+            facts = (("address", address), ("expected", length), ("received", str(received)))
+            raise InputsError("a mirror cut a file short", facts=facts, hint="try again")
+
+    def _connection(self, parts: SplitResult) -> http.client.HTTPConnection:
+        kept: dict[str, http.client.HTTPConnection] = self._local.__dict__
+        key = f"{parts.scheme}://{parts.netloc}"
+        if key not in kept:
+            if parts.scheme == "https":
+                kept[key] = http.client.HTTPSConnection(parts.netloc, timeout=_TIMEOUT_S, context=self._tls)
+            else:
+                kept[key] = http.client.HTTPConnection(parts.netloc, timeout=_TIMEOUT_S)
+        return kept[key]
+
+    def _drop(self, parts: SplitResult) -> None:
+        kept: dict[str, http.client.HTTPConnection] = self._local.__dict__
+        connection = kept.pop(f"{parts.scheme}://{parts.netloc}", None)
+        if connection is not None:
+            connection.close()
+
+
+def _moved(address: str, location: str) -> str:
+    """Where a redirect leads; never from TLS back to plain text, never to another kind of address."""
+    found = urljoin(address, location)
+    allowed = {"https"} if address.startswith("https:") else {"http", "https"}
+    if not location or urlsplit(found).scheme not in allowed or not urlsplit(found).netloc:
+        raise InputsError("a mirror redirects to a place we do not follow", facts=(("from", address), ("to", location)))
+    return found
