@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image carries to find its region, and what a region server reads: both made from the same regions."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from factory.errors import InputFault
+from factory.model import Region, RegionClient, Registration, Repository, Server
+from factory.region.certificates import fingerprint
+from factory.region.region_rules import check_regions
+from factory.system.files import write_whole
+
+CLIENT_CONFIG = "etc/regionserverclnt.cfg"
+GUEST_PROGRAM = "usr/sbin/guestregister"
+GUEST_CONFIG = "etc/guestregister.conf"
+GUEST_UNIT = "usr/lib/systemd/system/guestregister.service"
+GUEST_WANTED = "etc/systemd/system/multi-user.target.wants/guestregister.service"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestFile:
+    """A file that an image needs, by its path without the leading slash; ``link`` makes it a symbolic link."""
+
+    path: str
+    content: bytes = b""
+    mode: int = 0o644
+    link: str = ""
+
+
+def items(regions: Sequence[Region]) -> Mapping[str, Server]:
+    """What ``regionsrv`` lists, in order: each region server's addresses, or its name where it has none."""
+    found: dict[str, Server] = {}
+    for region in regions:
+        for server in region.servers:
+            for item in server.addresses or (server.name,):
+                found.setdefault(item, server)
+    return found
+
+
+def client_config(regions: Sequence[Region], client: RegionClient) -> str:
+    """The text of ``/etc/regionserverclnt.cfg``."""
+    return "\n".join(_client_lines(regions, client)) + "\n"
+
+
+def _client_lines(regions: Sequence[Region], client: RegionClient) -> Iterator[str]:
+    yield "[server]"
+    yield f"api = {client.api}"
+    yield f"certLocation = {client.cert_location}"
+    yield f"regionsrv = {','.join(items(regions))}"
+    if client.metadata_server:
+        yield f"metadata_server = {client.metadata_server}"
+    yield ""
+    yield "[instance]"
+    yield f"dataProvider = {client.data_provider}"
+    yield f"instanceArgs = {client.instance_args}"
+    yield f"httpsOnly = {'true' if client.https_only else 'false'}"
+    yield ""
+    yield "[service]"
+    yield f"packageBackend = {client.package_backend}"
+
+
+def certificate_files(regions: Sequence[Region], client: RegionClient) -> Mapping[str, Path]:
+    """The PEM of each ``regionsrv`` item, by its path in the image (without the leading slash)."""
+    location = client.cert_location.strip("/")
+    return {f"{location}/{item}.pem": server.pem for item, server in items(regions).items()}
+
+
+def guest_config(registration: Registration, repositories: Sequence[Repository]) -> str:
+    """The text of ``/etc/guestregister.conf``: what to register as, and what to take from the update server.
+
+    Suites, components and keyrings come from here and never from the server, so that the image decides whom it trusts.
+    """
+    lines = [
+        "# What 'guestregister' registers this instance as.",
+        "[registration]",
+        f"product = {registration.product}",
+    ]
+    for repository in repositories:
+        lines += [
+            "",
+            f"[repository {repository.alias}]",
+            f"suites = {' '.join(repository.suites)}",
+            f"components = {' '.join(repository.components)}",
+            f"signed-by = {repository.key}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def guest_files(
+    regions: Sequence[Region],
+    client: RegionClient,
+    registration: Registration,
+    repositories: Sequence[Repository],
+) -> tuple[GuestFile, ...]:
+    """Everything an image needs to register: configuration, PEMs, the guest client and its unit.
+
+    With ``mode = none`` that is nothing; with ``byos`` the unit is there but not enabled.
+    """
+    if registration.mode == "none":
+        return ()
+    guest = files("factory.region") / "guest"
+    found = [
+        GuestFile(path=CLIENT_CONFIG, content=client_config(regions, client).encode()),
+        *(
+            GuestFile(path=path, content=pem.read_bytes())
+            for path, pem in sorted(certificate_files(regions, client).items())
+        ),
+        GuestFile(path=GUEST_CONFIG, content=guest_config(registration, repositories).encode()),
+        GuestFile(path=GUEST_PROGRAM, content=(guest / "guestregister").read_bytes(), mode=0o755),
+        GuestFile(path=GUEST_UNIT, content=(guest / "guestregister.service").read_bytes()),
+    ]
+    if registration.mode == "on-demand":
+        found.append(GuestFile(path=GUEST_WANTED, link=f"/{GUEST_UNIT}"))
+    return tuple(found)
+
+
+def install(root: Path, wanted: Sequence[GuestFile]) -> None:
+    """Write guest files below ``root``."""
+    for file in wanted:
+        path = root / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if file.link:
+            path.unlink(missing_ok=True)
+            path.symlink_to(file.link)
+        else:
+            write_whole(path, file.content, mode=file.mode)
+
+
+def region_data(regions: Sequence[Region]) -> str:
+    """The text of ``regionData.cfg`` for a region server.
+
+    Raises:
+        InputFault: the regions cannot be written so that servers and clients understand them.
+    """
+    faults = check_regions(regions)
+    if faults:
+        raise InputFault("the regions cannot be served", faults=faults)
+    return "\n".join(line for region in regions for line in _region_lines(region))
+
+
+def _region_lines(region: Region) -> Iterator[str]:
+    networks = [ipaddress.ip_network(network) for network in region.networks]
+    options = {
+        "public-ips": [str(network) for network in networks if network.version == 4],  # noqa: PLR2004
+        "public-ipsv6": [str(network) for network in networks if network.version == 6],  # noqa: PLR2004
+        "smt-server-ip": [server.ipv4 for server in region.update_servers if server.ipv4],
+        "smt-server-ipv6": [server.ipv6 for server in region.update_servers if server.ipv6],
+        "smt-server-name": [server.name for server in region.update_servers],
+        "smt-registry-name": [registry(server) for server in region.update_servers],
+        "smt-fingerprint": [fingerprint(server.pem.read_text()) for server in region.update_servers],
+    }
+    yield f"[{region.name}]"
+    for option, values in options.items():
+        if values:
+            yield f"{option} = {','.join(values)}"
+    yield ""
+
+
+def registry(server: Server) -> str:
+    """The registry name to announce: SUSE's clients need one, and the server's certificate covers its own name."""
+    return server.registry or server.name
