@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clock: whose time the guest takes, and that it has it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+SOURCES = "cat /etc/chrony/chrony.conf /etc/chrony/sources.d/*.sources /etc/chrony/conf.d/*.conf 2>/dev/null || true"
+
+
+def _configured(guest):
+    lines = [line.split() for line in guest.root(SOURCES).splitlines()]
+    return {words[1] for words in lines if len(words) > 1 and words[0] in {"server", "pool", "peer"}}
+
+
+def test_chrony_knows_exactly_the_sites_servers(guest, facts):
+    """chrony asks the time servers that the site names, and no others."""
+    wanted = set(facts.ntp_servers or ())
+    found = _configured(guest)
+    assert found == wanted, f"chrony is configured with {sorted(found)}, the site names {sorted(wanted)}"
+
+
+def test_the_clock_is_synchronised(guest):
+    """The guest, whose clock was far off when it started, has synchronised."""
+    found = guest.root("chronyc -n -c tracking").strip().split(",")
+    assert found[-1] == "Normal", f"the clock is not synchronised: {found[-1]}"
+
+
+def test_the_clock_is_right(guest, facts):
+    """The guest's time is the host's, to two seconds and the length of one question."""
+    before = time.time()
+    found = float(guest.try_root("date +%s.%N").stdout)
+    after = time.time()
+    assert before - 2 <= found <= after + 2, f"the guest's clock is off by {found - before:+.0f} s"
+
+
+def test_the_time_zone_is_utc(guest):
+    """The guest's time zone is UTC."""
+    found = guest.user("date +%Z").strip()
+    assert found == "UTC", f"the guest's time zone is {found}"
+
+
+def test_time_comes_back_after_a_reboot(guest):
+    """chrony is enabled, steps a clock that is far off, and no second time service runs beside it."""
+    found = guest.root(
+        "systemctl is-enabled chrony; systemctl is-active chrony; systemctl is-active systemd-timesyncd || true;"
+        "grep -h -E '^ *makestep' /etc/chrony/chrony.conf /etc/chrony/conf.d/*.conf 2>/dev/null || true"
+    ).splitlines()
+    assert found[:2] == ["enabled", "active"], f"chrony is {' and '.join(found[:2])}"
+    assert found[2] != "active", "systemd-timesyncd runs beside chrony"
+    assert any(line.strip().startswith("makestep") for line in found[3:]), (
+        "chrony would not step a clock that is far off"
+    )
+
+
+def test_the_guest_registered_after_it_had_the_time(guest, facts):
+    """A guest whose clock is a year off gets the time first and registers then."""
+    if facts.description.registration.mode != "on-demand":
+        pytest.skip(
+            f"registration mode is {facts.description.registration.mode!r}: the image does not register by itself"
+        )
+    found = guest.root(
+        "systemctl show -p ExecMainStartTimestamp --value guestregister.service;"
+        "systemctl show -p ExecMainStartTimestampMonotonic --value guestregister.service;"
+        "journalctl -b -o short-monotonic -u chrony --no-pager | grep -E 'stepped|Selected source' | head -n 1 || true"
+    )
+    stepped = [line for line in found.splitlines() if "chronyd" in line]
+    assert stepped, "chrony never took the time from a server"
