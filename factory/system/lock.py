@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,4 +35,24 @@ def exclusive(path: Path, *, what: str) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def waiting(path: Path, *, what: str, timeout_s: float) -> Iterator[None]:
+    """Hold ``path`` for the length of the block, after waiting for whoever holds it.
+
+    Raises:
+        LineHeld: it was held for longer than ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(exclusive(path, what=what))
+                break
+            except LineHeld:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
         yield
