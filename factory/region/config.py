@@ -73,7 +73,8 @@ def certificate_files(regions: Sequence[Region], client: RegionClient) -> Mappin
 def guest_config(registration: Registration, repositories: Sequence[Repository]) -> str:
     """The text of ``/etc/guestregister.conf``: what to register as, and what to take from the update server.
 
-    Suites, components and keyrings come from here and never from the server, so that the image decides whom it trusts.
+    Suites, components and keyrings come from here and never from the server, so that the image decides whom it trusts;
+    ``replaces`` tells which of the image's own apt sources are put away while it is registered.
     """
     lines = [
         "# What 'guestregister' registers this instance as.",
@@ -87,6 +88,7 @@ def guest_config(registration: Registration, repositories: Sequence[Repository])
             f"suites = {' '.join(repository.suites)}",
             f"components = {' '.join(repository.components)}",
             f"signed-by = {repository.key}",
+            f"replaces = {repository.url}",
         ]
     return "\n".join(lines) + "\n"
 
