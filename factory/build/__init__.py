@@ -1,1 +1,222 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Build: a recipe becomes an image, and everything that tells what is in it.
+
+One function is the table of contents. The builder runs in a box whose only peer is the inputs server; then the tail
+checks what must not be in an image, writes the file system anew so that its bytes follow from its files, and
+compresses once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from factory import __version__
+from factory.build import contents, disk, filesystem, qcow2
+from factory.build.box import ROOT, TARGET, Box, available_memory_bytes, box, memory_for_target
+from factory.build.failure import full
+from factory.build.identity import Identity, build_id, identity
+from factory.build.kiwi import INPUTS_PORT, KIWI_TARGET, kiwi_build, kiwi_version
+from factory.build.leftovers import clean_leftovers
+from factory.build.tarball import write_tarball
+from factory.build.tidy import expect_tidy
+from factory.errors import BuildError, CommandFailed, InputsError
+from factory.inputs.lock import write_lock
+from factory.inputs.recorder import Origin, Recorder
+from factory.inputs.server import serve
+from factory.model import Artifact, Package, Recipe
+from factory.system.files import digests, sha256_file, write_whole
+from factory.system.namespaces import network_namespace
+from factory.system.run import run as run_program
+from factory.system.state import Run, State
+
+Say = Callable[[str], None]
+_GIB = 1 << 30
+_DISK = TARGET / "disk.raw"
+
+
+def build(recipe: Recipe, *, run: Run, state: State, say: Say, now: datetime) -> Artifact:
+    """Build ``recipe`` in ``run``.
+
+    Raises:
+        BuildError: names the package, command or space at fault and the log.
+        InputsError: a mirror is away, or its signature is not good.
+    """
+    clean_leftovers([state.runs, *state.runs.glob("*")], say)
+    clock = _Clock()
+    recorder = Recorder(origins=_origins(recipe), blobs=state.blobs, now=now)
+    with clock.measures("indexes"):
+        recorder.read_indexes(recipe.repositories)
+    marks = identity(recipe.description.name, recorder.epoch)
+    memory_bytes = memory_for_target(available_memory_bytes(), recipe.description.disk.min_gib)
+    say(f"building in {'memory' if memory_bytes else 'the run folder'}, epoch {marks.epoch}")
+    with (
+        network_namespace() as network,
+        serve(network.listen("127.0.0.1", INPUTS_PORT), recorder),
+        box(
+            description=recipe.tree, folder=run.path, network=network, memory_bytes=memory_bytes, log=run.log("box")
+        ) as place,
+    ):
+        with clock.measures("kiwi"):
+            made = kiwi_build(recipe, place, identity=marks, recorder=recorder, log=run.log("build"), say=say)
+        image = run.path / f"{recipe.description.name}.{recipe.description.arch}.qcow2"
+        with _space_is_named(recipe, run):
+            found = _tail(recipe, place, made, marks, image=image, run=run, clock=clock, say=say)
+    with clock.measures("records"):
+        return _artifact(recipe, recorder, found, image=image, run=run, now=now, seconds=clock.seconds)
+
+
+@dataclass(slots=True)
+class _Clock:
+    """How long each step took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measures(self, step: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[step] = round(time.monotonic() - started, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What the tail saw in the image."""
+
+    dpkg_status: str
+    files: str
+    epoch: int
+
+
+def _origins(recipe: Recipe) -> dict[str, Origin]:
+    missing = [r.alias for r in recipe.repositories if r.alias not in recipe.mirrors or r.alias not in recipe.keyrings]
+    if missing:
+        raise InputsError(
+            f"repository '{missing[0]}' has no mirror to read from, or no keyring to trust",
+            hint="name it in [mirrors] of site.toml, and its key in image.toml",
+        )
+    return {
+        repository.alias: Origin(mirror=recipe.mirrors[repository.alias], keyring=recipe.keyrings[repository.alias])
+        for repository in recipe.repositories
+    }
+
+
+def _tail(
+    recipe: Recipe, place: Box, made: Path, marks: Identity, *, image: Path, run: Run, clock: _Clock, say: Say
+) -> _Found:
+    """From the builder's raw disk to the qcow2: check, write the file system anew, compress."""
+    say("checking and rewriting the file system")
+    size_bytes = recipe.description.disk.min_gib * _GIB
+    _expect_size(place.seen(made).stat().st_size, size_bytes)
+    partition = disk.root_partition(disk.read_head(place.seen(made), disk.SECTOR_BYTES))
+    head = disk.read_head(place.seen(made), partition.offset_bytes)
+    disk.expect_embedded_grub(head)
+    with clock.measures("filesystem"):
+        like = filesystem.read_format(place, made, partition)
+        filesystem.expect_identity(like, marks)
+        filesystem.mount_root(place, made, partition)
+        place.run(["rm", "-rf", KIWI_TARGET / "build"])
+        filesystem.clamp_times(place, marks.epoch)
+        tree = contents.Tree(place.seen(ROOT))
+        expect_tidy(tree)
+        place.run(["truncate", f"--size={size_bytes}", _DISK])
+        with place.seen(_DISK).open("r+b") as file:
+            file.write(disk.with_disk_id(head, marks.disk_id))
+        filesystem.write_filesystem(place, _DISK, partition, like, marks)
+        found = _Found(
+            dpkg_status=tree.read("/var/lib/dpkg/status").decode(errors="replace"),
+            files=contents.files_list(tree),
+            epoch=marks.epoch,
+        )
+    say("compressing")
+    with clock.measures("qcow2"):
+        qcow2.compress(place, _DISK, image, log=run.log("qcow2"))
+    return found
+
+
+def _expect_size(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise BuildError(
+            f"the builder made a disk of {found / _GIB:.2f} GiB, the description wants {wanted / _GIB:.0f} GiB",
+            hint=f'write <size unit="G">{wanted // _GIB}</size> into config.xml, or change disk.min_gib in image.toml',
+        )
+
+
+@contextmanager
+def _space_is_named(recipe: Recipe, run: Run) -> Iterator[None]:
+    """A command of the tail that fails for want of space says so."""
+    try:
+        yield
+    except (CommandFailed, OSError) as failed:
+        raise full(recipe.description.name, failed, place=run.path) from failed
+
+
+def _artifact(
+    recipe: Recipe,
+    recorder: Recorder,
+    found: _Found,
+    *,
+    image: Path,
+    run: Run,
+    now: datetime,
+    seconds: dict[str, float],
+) -> Artifact:
+    origins = contents.package_origins((entry.repository, entry.path) for entry in recorder.inputs)
+    packages = contents.installed_packages(found.dpkg_status, origins)
+    probe = recipe.description.budgets.probe_package
+    if probe:
+        recorder.fetch_with_dependencies(probe, frozenset(package.name for package in packages))
+    lock = run.path / "inputs.lock"
+    inputs_digest = write_lock(lock, recorder.inputs)
+    name = f"{recipe.description.name}-{build_id(recipe.digest, inputs_digest)}"
+    tarball = run.path / f"{name}-source.tar.xz"
+    write_tarball(recipe.tree, tarball, name=name, epoch=found.epoch)
+    sums = digests(image)
+    return Artifact(
+        recipe=recipe,
+        path=image,
+        sha256=sums.sha256,
+        sha512=sums.sha512,
+        size_bytes=sums.size_bytes,
+        virtual_size_bytes=qcow2.virtual_size_bytes(image),
+        epoch=found.epoch,
+        lock=lock,
+        lock_sha256=inputs_digest,
+        inputs_digest=inputs_digest,
+        packages=packages,
+        packages_list=_write_lists(run, packages, found.files),
+        files_list=run.path / "files.list",
+        tarball=tarball,
+        tarball_sha256=sha256_file(tarball),
+        tools=_tools(),
+        build_id=build_id(recipe.digest, inputs_digest),
+        built_at=now,
+        seconds=seconds,
+    )
+
+
+def _write_lists(run: Run, packages: tuple[Package, ...], files: str) -> Path:
+    """Write the lists beside the image; returns the one of packages that programs read."""
+    write_whole(run.path / "packages.txt", contents.packages_text(packages))
+    write_whole(run.path / "files.list", files)
+    listing = run.path / "packages.json"
+    write_whole(listing, contents.packages_json(packages))
+    return listing
+
+
+def _tools() -> dict[str, str]:
+    """The programs whose versions shape an image's bytes."""
+    mke2fs = run_program(["mke2fs", "-V"], timeout_s=20).stderr.splitlines()[0]
+    image = run_program(["qemu-img", "--version"], timeout_s=20).stdout.splitlines()[0]
+    return {
+        "image-factory": __version__,
+        "kiwi": kiwi_version(),
+        "mke2fs": mke2fs.split()[1],
+        "qemu-img": image.removeprefix("qemu-img version ").split()[0],
+    }

@@ -164,6 +164,14 @@ def running(
         _end_group(process, grace_s=grace_s)
 
 
+def ended(process: subprocess.Popen[bytes], *, wait_s: float) -> int | None:
+    """The status of a program that :func:`running` started, or None when it still runs after ``wait_s``."""
+    try:
+        return process.wait(wait_s)
+    except subprocess.TimeoutExpired:
+        return None
+
+
 def _end_group(process: subprocess.Popen[bytes], *, grace_s: float = 2.0) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in a root file system: every file with its owner, and the installed packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from factory.model import Package
+
+GENERATED = "generated"
+_KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "dir",
+    stat.S_IFLNK: "link",
+    stat.S_IFCHR: "char",
+    stat.S_IFBLK: "block",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
+_LINKS_FOLLOWED = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One file of an image; ``path`` is absolute in the image, ``target`` what a link says."""
+
+    path: str
+    kind: str
+    mode: int
+    uid: int
+    gid: int
+    size_bytes: int
+    target: str = ""
+
+
+def entries(root: Path) -> Iterator[Entry]:
+    """Every file below ``root``, sorted within each folder; follows no link and leaves no file system."""
+    device = root.lstat().st_dev
+    folders = [(str(root), "")]
+    while folders:
+        folder, inside = folders.pop()
+        with os.scandir(folder) as listing:
+            found = sorted(listing, key=lambda item: item.name)
+        for item in found:
+            status = item.stat(follow_symlinks=False)
+            path = f"{inside}/{item.name}"
+            link = stat.S_ISLNK(status.st_mode)
+            yield Entry(
+                path=path,
+                kind=_KINDS[stat.S_IFMT(status.st_mode)],
+                mode=stat.S_IMODE(status.st_mode),
+                uid=status.st_uid,
+                gid=status.st_gid,
+                size_bytes=status.st_size if stat.S_ISREG(status.st_mode) else 0,
+                target=os.readlink(item.path) if link else "",  # noqa: PTH115 bytes for bytes
+            )
+            if stat.S_ISDIR(status.st_mode) and status.st_dev == device:
+                folders.append((item.path, path))
+
+
+class Tree:
+    """A root file system: its entries by path, and the content of single files."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.entries = {entry.path: entry for entry in entries(root)}
+
+    def read(self, path: str) -> bytes:
+        """The content of a plain file, found without following a link; empty when there is none."""
+        entry = self.entries.get(path)
+        if entry is None or entry.kind != "file":
+            return b""
+        return (self.root / path.lstrip("/")).read_bytes()
+
+    def canonical(self, path: str) -> str:
+        """``path`` with the links among its parent folders followed, inside the image."""
+        folder, name = posixpath.split(path)
+        for _ in range(_LINKS_FOLLOWED):
+            resolved = self._one_link(folder)
+            if resolved == folder:
+                break
+            folder = resolved
+        return posixpath.join(folder, name)
+
+    def _one_link(self, folder: str) -> str:
+        parts = folder.strip("/").split("/")
+        for end in range(1, len(parts) + 1):
+            entry = self.entries.get("/" + "/".join(parts[:end]))
+            if entry is not None and entry.kind == "link":
+                parent = posixpath.dirname(entry.path)
+                return posixpath.normpath(posixpath.join(parent, entry.target, *parts[end:]))
+        return folder
+
+    def matching(self, folder: str) -> list[Entry]:
+        """The entries below ``folder``."""
+        return [entry for path, entry in self.entries.items() if path.startswith(f"{folder}/")]
+
+
+def owners(tree: Tree) -> dict[str, str]:
+    """Which package each path belongs to, as dpkg recorded it; diversions count for who diverted."""
+    found: dict[str, str] = {}
+    canonical: dict[str, str] = {}
+    for entry in tree.matching("/var/lib/dpkg/info"):
+        if not entry.path.endswith(".list"):
+            continue
+        package = posixpath.basename(entry.path).removesuffix(".list").partition(":")[0]
+        for line in tree.read(entry.path).decode(errors="surrogateescape").splitlines():
+            folder, name = posixpath.split(line)
+            if folder not in canonical:
+                canonical[folder] = posixpath.dirname(tree.canonical(f"{folder}/x"))
+            found.setdefault(posixpath.join(canonical[folder], name), package)
+    lines = tree.read("/var/lib/dpkg/diversions").decode(errors="surrogateescape").splitlines()
+    for original, moved, package in zip(lines[::3], lines[1::3], lines[2::3], strict=False):
+        if package != ":":
+            found.setdefault(tree.canonical(moved), package)
+            found.setdefault(tree.canonical(original), package)
+    return found
+
+
+def files_list(tree: Tree) -> str:
+    """JSON lines, sorted by path: path, kind, mode, uid, gid, package (or ``generated``), size or link target."""
+    owner = owners(tree)
+    lines = [json.dumps({"schema": "factory/files/1"})]
+    for path in sorted(tree.entries):
+        entry = tree.entries[path]
+        line: dict[str, object] = {
+            "path": path,
+            "kind": entry.kind,
+            "mode": f"{entry.mode:04o}",
+            "uid": entry.uid,
+            "gid": entry.gid,
+            "package": owner.get(path, GENERATED),
+        }
+        line |= {"size": entry.size_bytes} if entry.kind == "file" else {}
+        line |= {"target": entry.target} if entry.kind == "link" else {}
+        lines.append(json.dumps(line))
+    return "\n".join(lines) + "\n"
+
+
+def installed_packages(status: str, origins: Mapping[tuple[str, str, str], str]) -> tuple[Package, ...]:
+    """The installed packages of a dpkg status text, sorted; ``origins`` maps name, version, arch to a repository."""
+    found = []
+    for stanza in status.split("\n\n"):
+        fields = {
+            key: value.strip()
+            for key, separator, value in (line.partition(":") for line in stanza.splitlines() if line[:1] != " ")
+            if separator
+        }
+        if fields.get("Status", "").endswith(" installed"):
+            name, version, arch = fields["Package"], fields["Version"], fields["Architecture"]
+            source = fields.get("Source", name).partition(" ")[0]
+            origin = origins.get((name, version.rpartition(":")[2] if ":" in version else version, arch), "")
+            found.append(Package(name=name, version=version, arch=arch, source=source, origin=origin))
+    return tuple(sorted(found, key=lambda package: (package.name, package.arch)))
+
+
+def package_origins(paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str, str], str]:
+    """Which repository a package came from, by name, version (without epoch) and arch, from recorded file names."""
+    found: dict[tuple[str, str, str], str] = {}
+    for repository, path in paths:
+        parts = posixpath.basename(path).removesuffix(".deb").split("_")
+        if path.endswith(".deb") and len(parts) == 3:  # noqa: PLR2004 name, version, arch
+            found[(parts[0], parts[1].rpartition(":")[2] if ":" in parts[1] else parts[1], parts[2])] = repository
+    return found
+
+
+def packages_text(packages: tuple[Package, ...]) -> str:
+    """One line a package, for people and for diff."""
+    return "".join(f"{p.name} {p.version} {p.arch} {p.source} {p.origin or '-'}\n" for p in packages)
+
+
+def packages_json(packages: tuple[Package, ...]) -> str:
+    """The packages as one JSON document."""
+    body = [
+        {"name": p.name, "version": p.version, "arch": p.arch, "source": p.source, "origin": p.origin} for p in packages
+    ]
+    return json.dumps({"schema": "factory/packages/1", "packages": body}, indent=1) + "\n"

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What went wrong in a build, in one sentence: the package, the command or the space at fault.
+
+A builder's log ends with what it noticed last, which is seldom the cause. The table below is read from top to bottom:
+the first cause whose words are in the log is told, with the lines that say so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from factory.errors import BuildError, FactoryError
+from factory.system.files import free_bytes
+
+_PREFIX = re.compile(r"^(?:\[ [A-Z]+ *\]: )?(?:Processing: \[[# ]*\] \d+%)?(?:\[ [A-Z]+ *\]: )?(?:[\d:]{8} \| )?")
+_SHOWN = 6
+_LINE_CHARACTERS = 300
+_LIMIT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One way to fail: what to look for, what to tell (``{0}`` is the first group), and what to do about it."""
+
+    pattern: re.Pattern[str]
+    message: str
+    hint: str
+    before: int = 0
+    after: int = 0
+
+
+def _cause(pattern: str, message: str, hint: str, *, before: int = 0, after: int = 0) -> Cause:
+    return Cause(pattern=re.compile(pattern), message=message, hint=hint, before=before, after=after)
+
+
+CAUSES: tuple[Cause, ...] = (
+    _cause(
+        r"No space left on device",
+        "there was no space left",
+        "make disk.min_gib larger if the image is full; free space or memory on this host if the build was",
+    ),
+    _cause(
+        r"E: Unable to locate package (\S+)",
+        "no repository has the package '{0}'",
+        "check its name in config.xml, and the suites and components in image.toml",
+    ),
+    _cause(
+        r"E: Package '([^']+)' has no installation candidate",
+        "no repository offers the package '{0}' for installation",
+        "check its name in config.xml, and the suites and components in image.toml",
+    ),
+    _cause(
+        r"E: Version '[^']+' for '([^']+)' was not found",
+        "no repository has the package '{0}' in the version asked for",
+        "ask for another version, or none",
+    ),
+    _cause(
+        r"The following packages have unmet dependencies",
+        "packages in the description cannot be installed together",
+        "the lines above name them; a suite may be missing in image.toml",
+        after=5,
+    ),
+    _cause(
+        r"E: Failed to fetch (\S+) +(.*)",
+        "the file '{0}' could not be fetched",
+        "check [mirrors] in site.toml; the mirror may be in the middle of an update",
+    ),
+    _cause(
+        r"dpkg: error processing (?:package|archive) (\S+)",
+        "the package '{0}' could not be installed",
+        "the lines above say why; the log has its script's output",
+        before=3,
+        after=2,
+    ),
+    _cause(
+        r"KiwiScriptFailed: (\S+) failed",
+        "the description's '{0}' failed",
+        "the lines above are its last words",
+        before=5,
+    ),
+    _cause(
+        r"RELAXNGV?:(.*)",
+        "the description is not what kiwi's schema allows: {0}",
+        "check config.xml against the kiwi documentation",
+    ),
+    _cause(
+        r"Kiwi\w*: .*(?:Failed to (?:download|open)|could not be loaded)(.*)",
+        "kiwi could not read its description: {0}",
+        "check config.xml",
+    ),
+    _cause(
+        r"Kiwi(?:Command(?:NotFound|Error)|Runtime\w*): (.*)",
+        "a command of the builder failed: {0}",
+        "the log has its output; 'factory doctor' names missing programs",
+    ),
+    _cause(r"\| (Kiwi\w+: .*)", "the builder failed: {0}", "the log has more"),
+)
+
+
+def explain(
+    image: str, log: Path, *, failed: FactoryError, faults: tuple[FactoryError, ...], free: Callable[[], int]
+) -> BuildError:
+    """The error of a failed build.
+
+    Args:
+        failed: how the builder ended.
+        faults: what the inputs server could not get; the cause, when there is one.
+        free: bytes left where the build works, asked only when it seems to be the cause.
+    """
+    if faults:
+        fault = faults[0]
+        facts = (*fault.facts, ("log", str(log)))
+        return BuildError(f"the build of '{image}' failed: {fault.message}", facts=facts, hint=fault.hint)
+    lines = _lines(log)
+    for cause in CAUSES:
+        for number, line in enumerate(lines):
+            if (match := cause.pattern.search(line)) is None:
+                continue
+            said = lines[max(0, number - cause.before) : number + cause.after + 1]
+            facts = tuple(("said", clean(line)) for line in said if clean(line))[-_SHOWN - cause.after :]
+            if "space" in cause.message:
+                facts = (*facts, ("free", f"{free() >> 20} MiB where the build works"))
+            message = cause.message.format(*(clean(group or "") for group in match.groups()))
+            return BuildError(
+                f"the build of '{image}' failed: {message}", facts=(*facts, ("log", str(log))), hint=cause.hint
+            )
+    facts = tuple(("said", clean(line)) for line in lines[-_SHOWN:] if clean(line))
+    return BuildError(
+        f"the build of '{image}' failed: kiwi {failed.message.partition(' ')[2]}",
+        facts=(*facts, ("log", str(log))),
+        hint=_killed(failed.message),
+    )
+
+
+def _killed(message: str) -> str:
+    if "SIGKILL" in message or "status 137" in message:
+        return "something killed it; if that was the kernel, this host has too little memory"
+    return "the log has more"
+
+
+def clean(line: str) -> str:
+    """A line of a builder's log without its prefixes and without anything a terminal would obey."""
+    text = "".join(character if character.isprintable() else " " for character in _PREFIX.sub("", line.strip()))
+    return text.strip()[:_LINE_CHARACTERS]
+
+
+def _lines(log: Path) -> list[str]:
+    if not log.is_file():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LIMIT_BYTES))
+        return re.split(r"[\r\n]+", file.read().decode(errors="replace"))
+
+
+def full(image: str, failed: Exception, *, place: Path) -> BuildError:
+    """The error of a step after the builder's: for want of space when its last words say so."""
+    said = [str(failed), *(value for _, value in getattr(failed, "facts", ()))]
+    if any("No space left on device" in line for line in said):
+        return BuildError(
+            f"the build of '{image}' failed: there was no space left",
+            facts=(("free", f"{free_bytes(place) >> 20} MiB at {place}"),),
+            hint="free space on this host, and build again",
+        )
+    return BuildError(f"the build of '{image}' failed after the builder had ended")
