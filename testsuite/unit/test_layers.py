@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2] / "factory"
 LAYERS = (
     {"model", "errors", ""},
     {"system"},
-    {"inputs", "region", "sandbox", "store", "cloud", "ledger", "ledger_migrations"},
+    {"inputs", "region", "sandbox", "store", "cloud", "ledger", "ledger_detail", "ledger_migrations"},
     {"describe", "build", "verify", "sign", "publish", "rotate", "airgap", "report", "gc", "notify", "policy"},
     {"pipeline", "rebuild", "doctor"},
     {"cli"},
