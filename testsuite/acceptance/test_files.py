@@ -39,7 +39,7 @@ for folder, folders, files in os.walk("/"):
     folders[:] = keep
     for name in files:
         path = os.path.join(folder, name)
-        if path in owned:
+        if path in owned or path in alias:
             continue
         if os.path.islink(path) and os.readlink(path).startswith("/etc/alternatives/"):
             continue
@@ -53,32 +53,30 @@ sys.stdout.write(base64.b64encode("\0".join(sorted(found)).encode("utf-8", "surr
 """
 
 
-SET_UID = set(
-    [
-        "su",
-        "sudo",
-        "passwd",
-        "chsh",
-        "chfn",
-        "newgrp",
-        "gpasswd",
-        "mount",
-        "umount",
-        "chage",
-        "expiry",
-        "unix_chkpwd",
-        "crontab",
-        "wall",
-        "write",
-        "bsd-write",
-        "ssh-keysign",
-        "ssh-agent",
-        "dbus-daemon-launch-helper",
-        "fusermount3",
-        "pkexec",
-        "polkit-agent-helper-1",
-    ]
-)
+SET_UID = {
+    "su",
+    "sudo",
+    "passwd",
+    "chsh",
+    "chfn",
+    "newgrp",
+    "gpasswd",
+    "mount",
+    "umount",
+    "chage",
+    "expiry",
+    "unix_chkpwd",
+    "crontab",
+    "wall",
+    "write",
+    "bsd-write",
+    "ssh-keysign",
+    "ssh-agent",
+    "dbus-daemon-launch-helper",
+    "fusermount3",
+    "pkexec",
+    "polkit-agent-helper-1",
+}
 
 
 def _pattern(glob):

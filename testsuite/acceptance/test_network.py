@@ -39,6 +39,7 @@ def test_port_22_is_sshd(guest):
     assert programs <= {"sshd", "systemd"}, f"port 22 is held by {sorted(programs)}"
 
 
+@pytest.mark.later
 def test_a_port_scan_finds_only_the_described_ports(facts, description):
     """A scan from outside finds no open TCP port but those the description names."""
     if facts.outside is None or facts.outside.open_ports is None:

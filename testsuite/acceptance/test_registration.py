@@ -39,8 +39,8 @@ def on_demand(description):
         pytest.skip(f"the description says registration.mode = {description.registration.mode}")
 
 
-@pytest.fixture(scope="session")
-def config(guest):
+@pytest.fixture
+def config(_region_wanted, guest):
     """The client's configuration file, parsed as the client does."""
     parsed = configparser.RawConfigParser(strict=True)
     parsed.read_string(guest.root(CONFIG))
@@ -140,6 +140,7 @@ def test_the_guest_registers_by_itself(guest, on_demand):
     assert found.get("ExecMainStatus") == "0", f"guestregister ended with status {found.get('ExecMainStatus')}"
 
 
+@pytest.mark.later
 def test_the_update_server_knows_the_guest(facts, on_demand, description):
     """The update server holds one registration: this guest's, for the described product."""
     held = facts.registrations or []
@@ -237,6 +238,7 @@ def test_the_registration_log_holds_no_credentials(guest, on_demand):
     assert not any(secret in log for secret in secrets), "the log of the registration holds the password"
 
 
+@pytest.mark.later
 def test_it_stays_registered_at_a_reboot(facts, on_demand):
     """A reboot leaves the registration as it is."""
     if facts.reboot is None:
@@ -257,12 +259,14 @@ def byos(facts):
     return facts.other
 
 
+@pytest.mark.later
 def test_who_chooses_so_is_not_registered(byos):
     """A guest whose metadata says so at its first boot does not register."""
     assert not byos.registration, f"the guest registered against its owner's choice: {byos.registration}"
     assert byos.byos.guestregister_status == 0, "guestregister failed instead of leaving the guest alone"
 
 
+@pytest.mark.later
 def test_who_chooses_so_has_no_site_mirrors(byos, facts):
     """A guest whose metadata says so at its first boot has none of the site's mirrors, and no update server."""
     names = [server.name for server in facts.region.update_servers]

@@ -97,12 +97,14 @@ def outside(facts):
     return facts.outside
 
 
+@pytest.mark.later
 def test_ssh_audit_finds_no_fault(outside):
     """ssh-audit, run against the guest's port, names no algorithm as failed or weak."""
     assert outside.audit.banner, "ssh-audit got no answer from the guest's port 22"
     assert not outside.audit.faults, f"ssh-audit finds faults: {outside.audit.faults}"
 
 
+@pytest.mark.later
 def test_a_password_login_is_refused(outside, description):
     """Whoever tries the login user's real console password over ssh is refused, and is not even asked for one."""
     tried = outside.password_login
@@ -111,6 +113,7 @@ def test_a_password_login_is_refused(outside, description):
     assert "keyboard-interactive" not in tried.offered, f"sshd offers {tried.offered} instead of publickey alone"
 
 
+@pytest.mark.later
 def test_a_root_login_is_refused(outside):
     """root is refused over ssh, with the very key that opens the login user's account and with a password."""
     tried = outside.root_login
