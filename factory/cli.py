@@ -603,6 +603,7 @@ def print_night(night: Night, here: Installation, page: Path | None) -> None:
         print_checks(night.verdict.failures)
     table(
         ("run", str(night.run.path)),
+        ("itself", f"{night.own_cpu_s:.1f} s of processor time outside the programs it called"),
         *((("report", str(page)),) if page else ()),
         *((("download", str(here.state.dist)),) if night.rotations else ()),
     )

@@ -70,13 +70,17 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Night:
-    """What a night did: ``outcome`` is published, withheld, unchanged or red, ``reason`` says why in words."""
+    """What a night did: ``outcome`` is published, withheld, unchanged or red, ``reason`` says why in words.
+
+    ``own_cpu_s`` is the processor time of the factory itself, without the programs it called.
+    """
 
     image: str
     run: Run
     outcome: str
     reason: str
     stages: tuple[StageResult, ...]
+    own_cpu_s: float
     verdict: Verdict | None = None
     rotations: Rotations | None = None
 
@@ -315,6 +319,7 @@ class Line:
             outcome=outcome,
             reason=reason,
             stages=tuple(self.results),
+            own_cpu_s=time.process_time(),
             verdict=self.run.read("verify", Verdict) if self.run.has("verify") else None,
             rotations=self.run.read("rotate", Rotations) if self.run.has("rotate") else None,
         )

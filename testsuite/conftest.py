@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests share: one state folder, one night, its image, and the cloud that night left up.
+
+A test says by marker what it needs. At a desk a missing tool is a skip with its reason; in CI it is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from factory.model import Artifact
+from factory.system.state import Run, State
+
+PROJECT = Path(__file__).parents[1]
+FACTORY = Path(sys.executable).parent / "factory"
+NIGHT_TIMEOUT_S = 1800
+
+pytest_plugins = ["testsuite.integration.cloud_fixtures"]
+
+
+@dataclass(frozen=True)
+class NightRun:
+    """A night that a person could have typed: its output, its run, how long it took."""
+
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+    state: State
+    run: Run
+
+
+def type_factory(
+    *words: str | Path, state: Path, timeout_s: float = NIGHT_TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
+    """Run the real command from the clone, as people do."""
+    return subprocess.run(
+        [FACTORY, "--state", state, *words],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+        env={name: value for name, value in os.environ.items() if not name.startswith("FACTORY_")},
+    )
+
+
+def missing(need: str) -> str:
+    """Why a need cannot be met here, or nothing."""
+    if need == "needs_root" and os.geteuid() != 0:
+        return "not root"
+    if need in {"needs_image", "needs_guest"}:
+        if os.geteuid() != 0:
+            return "not root"
+        absent = [name for name in ("qemu-system-x86_64", "qemu-img", "gpg") if shutil.which(name) is None]
+        return f"{', '.join(absent)} not installed" if absent else ""
+    if need == "needs_mirror":
+        from factory.describe.host_apt import host_repositories
+
+        try:
+            urllib.request.urlopen(host_repositories()["debian"].url, timeout=15)
+        except (OSError, KeyError) as away:
+            return f"no Debian mirror: {away}"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons: dict[str, str] = {}
+    for item in items:
+        for marker in item.iter_markers():
+            if not marker.name.startswith("needs_"):
+                continue
+            reason = reasons.setdefault(marker.name, missing(marker.name))
+            if reason and not os.environ.get("CI"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def shared_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+    """The state folder of the shared night; its cloud is taken down at the end."""
+    state = State(path=tmp_path_factory.mktemp("state")).prepare()
+    yield state
+    type_factory("cloud", "down", state=state.path, timeout_s=120)
+
+
+@pytest.fixture(scope="session")
+def night(shared_state: State) -> NightRun:
+    """``factory nightly debian13``, once, with nothing configured."""
+    return a_night(shared_state)
+
+
+def a_night(state: State, *words: str) -> NightRun:
+    started = time.monotonic()
+    done = type_factory("nightly", "debian13", "--allow-dirty", *words, state=state.path)
+    return NightRun(
+        status=done.returncode,
+        stdout=done.stdout,
+        stderr=done.stderr,
+        seconds=time.monotonic() - started,
+        state=state,
+        run=state.run_of("debian13"),
+    )
+
+
+@pytest.fixture(scope="session")
+def artifact(night: NightRun) -> Artifact:
+    """The image that the shared night built."""
+    assert night.run.has("build"), night.stderr[-3000:]
+    return night.run.read("build", Artifact)
