@@ -41,7 +41,7 @@ class Product:
         return f"{self.identifier}_{self.version}_{self.arch}"
 
     def answers(self, identifier: str, version: str, arch: str) -> bool:
-        """Whether this is the product asked for; in versions ``-`` counts as ``.``, and a trailing ``.0`` not at all."""
+        """Whether this is the product asked for; in versions ``-`` counts as ``.``, a trailing ``.0`` as nothing."""
         asked = (identifier.lower(), _version(version), arch)
         return asked == (self.identifier.lower(), _version(self.version), self.arch)
 

@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real region and update servers in a namespace, and the guest client's very file against them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from factory.errors import RegionError
+from factory.model import Region, RegionClient
+from factory.region.certificates import issue
+from factory.region.embedded import embedded_region
+from factory.region.services import RegionServices, serve
+from factory.system.clock import now
+from factory.system.namespaces import NetworkNamespace, network_namespace
+from factory.system.run import run
+from testsuite.integration.region_fixtures import Instance, Recorded, make_instance, record_repository
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
+
+PRODUCT = "debian/13/x86_64"
+REGION_A, REGION_B, UPDATE_A, UPDATE_B = "192.0.2.10", "198.51.100.10", "192.0.2.20", "198.51.100.20"
+CREDENTIALS = "etc/guestregister/credentials"
+PYTHONS = tuple(
+    str(found)
+    for version in ("3.6", "3.13")
+    for found in sorted(Path("/root/.pyenv/versions").glob(f"{version}.*/bin/python{version}"))[-1:]
+) or (shutil.which("python3") or "python3",)
+NewInstance = Callable[..., Instance]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return record_repository(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(scope="module")
+def region(tmp_path_factory: pytest.TempPathFactory) -> Region:
+    return embedded_region(tmp_path_factory.mktemp("keys") / "region", now=now())
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[NetworkNamespace]:
+    with network_namespace() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def running_services(
+    namespace: NetworkNamespace, region: Region, recorded: Recorded, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RegionServices]:
+    work = tmp_path_factory.mktemp("services")
+    with serve(
+        namespace,
+        (region,),
+        view=recorded.view,
+        product=PRODUCT,
+        workdir=work / "work",
+        log_dir=work / "logs",
+        now=now(),
+        say=lambda _: None,
+    ) as services:
+        yield services
+
+
+@pytest.fixture
+def services(running_services: RegionServices) -> RegionServices:
+    """The servers, all running, with nobody registered."""
+    for address in (REGION_A, REGION_B, UPDATE_A, UPDATE_B):
+        running_services.start(address)
+    for system in running_services.registrations():
+        running_services.forget(system.login)
+    return running_services
+
+
+@pytest.fixture
+def instance(
+    tmp_path: Path, region: Region, namespace: NetworkNamespace, recorded: Recorded
+) -> Callable[..., Instance]:
+    def make(**changes: object) -> Instance:
+        regions = (changes.pop("region", region),)
+        made = make_instance(
+            tmp_path / "root", regions, namespace, recorded, **{"python": PYTHONS[-1], **changes}
+        )
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_an_instance_registers_and_cleans(services: RegionServices, instance: NewInstance, python: str) -> None:
+    guest = instance(python=python)
+    fresh = guest.snapshot()
+    done = guest.guestregister()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"guestregister: registered {PRODUCT} at update-")
+    (system,) = services.registrations()
+    assert system.products == (PRODUCT,)
+    credentials = dict(line.split("=") for line in guest.read(CREDENTIALS).splitlines())
+    assert credentials["username"] == system.login
+    assert (guest.root / CREDENTIALS).stat().st_mode & 0o777 == 0o600
+    assert (guest.root / "etc/apt/auth.conf.d/90guestregister.conf").stat().st_mode & 0o777 == 0o600
+    assert not guest.has("etc/apt/sources.list.d/debian.sources")
+    assert credentials["password"] not in guest.read("var/log/cloudregister") + done.stdout
+    assert guest.guestregister("--status").returncode == 0
+
+    again = guest.guestregister()
+    assert again.stdout.startswith("guestregister: already registered at update-")
+    assert len(services.registrations()) == 1
+
+    cleaned = guest.guestregister("--clean")
+    assert (cleaned.returncode, cleaned.stdout) == (0, "guestregister: not registered any more\n")
+    assert services.registrations() == ()
+    assert guest.snapshot() == fresh
+    assert guest.guestregister("--status").returncode == 69
+
+
+def apt(guest: Instance, *words: str) -> tuple[int, str]:
+    """apt-get as in the instance: its sources, credentials, keyring, trust store and /etc/hosts."""
+    root = guest.root
+    for folder in ("var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "var/lib/dpkg", "etc/apt/preferences.d"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "var/lib/dpkg/status").touch()
+    sources = root / "etc/apt/sources.list.d/guestregister.sources"
+    if sources.exists():
+        sources.write_text(sources.read_text().replace("Signed-By: /usr", f"Signed-By: {root}/usr"))
+    options = {
+        "Dir": root,
+        "Dir::Etc::Parts": "/nonexistent",
+        "Dir::State::Status": root / "var/lib/dpkg/status",
+        "Dir::Bin::methods": "/usr/lib/apt/methods",
+        "Acquire::https::CAInfo": root / "etc/ssl/certs/ca-certificates.crt",
+        "Acquire::Retries": "0",
+        "APT::Architecture": "amd64",
+        "APT::Architectures": "amd64",
+        "APT::Sandbox::User": "root",
+        "Acquire::Languages": "none",
+    }
+    flags = [f"-o{name}={value}" for name, value in options.items()]
+    script = 'mount --bind "$0" /etc/hosts && exec "$@"'
+    argv = ["unshare", "--mount", "/bin/sh", "-c", script, root / "etc/hosts", "apt-get", *flags, *words]
+    done = run(guest.namespace.inside(argv), check=False, timeout_s=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_apt_installs_from_the_update_server_until_the_registration_ends(
+    services: RegionServices, instance: NewInstance
+) -> None:
+    guest = instance()
+    assert guest.guestregister().returncode == 0
+    status, said = apt(guest, "update")
+    assert status == 0, said
+    assert "/repo/debian trixie InRelease" in said
+    status, said = apt(guest, "install", "--download-only", "--yes", "probe")
+    assert status == 0, said
+    assert guest.has("var/cache/apt/archives/probe_1.0+test1_all.deb"), said
+
+    (system,) = services.registrations()
+    services.forget(system.login)
+    shutil.rmtree(guest.root / "var/lib/apt/lists")
+    status, said = apt(guest, "update")
+    assert status == 100
+    assert "401  Unauthorized" in said
+
+
+def test_apt_refuses_a_repository_signed_by_somebody_else(
+    services: RegionServices, instance: NewInstance, tmp_path: Path
+) -> None:
+    guest = instance()
+    assert guest.guestregister().returncode == 0
+    (tmp_path / "other").mkdir()
+    (guest.root / "usr/share/keyrings/archive.gpg").write_bytes(record_repository(tmp_path / "other").keyring)
+    status, said = apt(guest, "update")
+    assert status == 100, said
+    assert "NO_PUBKEY" in said
+
+
+def test_it_registers_with_one_server_of_each_kind_dead(services: RegionServices, instance: NewInstance) -> None:
+    services.stop(REGION_A)
+    services.stop(UPDATE_B)
+    guest = instance()
+    done = guest.guestregister()
+    assert done.returncode == 0, done.stderr
+    assert "192.0.2.20\tupdate-a.factory.invalid\tupdate-a\n" in guest.read("etc/hosts")
+
+
+def test_it_moves_when_its_update_server_dies(services: RegionServices, instance: NewInstance) -> None:
+    guest = instance()
+    assert guest.guestregister().returncode == 0
+    before = guest.read(CREDENTIALS).splitlines()[:2]
+    current = json.loads(guest.read("var/lib/guestregister/state.json"))["server"]
+    other = "update-b" if current["name"].startswith("update-a") else "update-a"
+    services.stop(current["ipv4"])
+    moved = guest.guestregister()
+    assert moved.stdout == f"guestregister: moved from {current['name']} to {other}.factory.invalid\n", moved.stderr
+    assert guest.read(CREDENTIALS).splitlines()[:2] == before
+    assert guest.read("etc/hosts").count("# Added by SMT") == 1
+    assert current["name"] not in guest.read("etc/hosts") + guest.read("etc/apt/sources.list.d/guestregister.sources")
+    assert len(services.registrations()) == 1
+    assert apt(guest, "update")[0] == 0
+
+
+def test_it_stays_registered_when_no_other_server_takes_over(services: RegionServices, instance: NewInstance) -> None:
+    guest = instance()
+    assert guest.guestregister().returncode == 0
+    before = guest.snapshot()
+    services.stop(UPDATE_A)
+    services.stop(UPDATE_B)
+    done = guest.guestregister()
+    assert done.returncode == 1
+    assert "is dead and no other took over" in done.stderr
+    assert guest.snapshot() == before
+
+
+def test_it_registers_anew_when_the_server_forgot_it(services: RegionServices, instance: NewInstance) -> None:
+    guest = instance()
+    assert guest.guestregister().returncode == 0
+    (old,) = services.registrations()
+    services.forget(old.login)
+    assert guest.guestregister().stdout.startswith("guestregister: registered ")
+    (new,) = services.registrations()
+    assert new.login != old.login
+    assert guest.guestregister("--force-new").returncode == 0
+    (newest,) = services.registrations()
+    assert newest.login not in {old.login, new.login}
+
+
+def assert_nothing_happened(done, guest: Instance, fresh: dict[str, str], words: str) -> None:
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1, "one clear line"
+    assert "Traceback" not in done.stderr
+    assert guest.snapshot() == fresh
+
+
+def test_an_unknown_product_is_refused(services: RegionServices, instance: NewInstance) -> None:
+    guest = instance(product="debian/99/x86_64")
+    fresh = guest.snapshot()
+    assert_nothing_happened(guest.guestregister(), guest, fresh, "refused (422): No product found")
+    assert services.registrations() == ()
+
+
+@pytest.mark.parametrize("kind", ["foreign", "name", "expired", "missing"])
+def test_it_asks_no_region_server_that_it_cannot_verify(
+    services: RegionServices, instance: NewInstance, kind: str
+) -> None:
+    guest = instance()
+    for item in (REGION_A, REGION_B):
+        pem = guest.root / f"usr/lib/regionService/certs/{item}.pem"
+        other = issue("other.test.invalid", now=now(), days=30, names=["other.test.invalid"], addresses=[item])
+        if kind == "missing":
+            pem.unlink()
+        else:
+            pem.write_bytes(other.pem)
+    fresh = guest.snapshot()
+    said = "no region server has a certificate" if kind == "missing" else "certificate verify failed"
+    assert_nothing_happened(guest.guestregister(), guest, fresh, said)
+    assert services.registrations() == ()
+
+
+def spoiled_services(
+    namespace: NetworkNamespace, region: Region, recorded: Recorded, work: Path, client: RegionClient | None = None
+):
+    return serve(
+        namespace,
+        (region,),
+        view=recorded.view,
+        product=PRODUCT,
+        workdir=work / "work",
+        log_dir=work / "logs",
+        now=now(),
+        say=lambda _: None,
+        client=client,
+    )
+
+
+def with_servers(region: Region, folder: Path, **changes: object) -> Region:
+    """The region with its region servers' certificates made anew, spoiled in one way."""
+    folder.mkdir()
+    servers = []
+    for server in region.servers:
+        wanted = {"now": now(), "days": 30, "names": [server.name], "addresses": [server.ipv4], **changes}
+        pem, key = issue(server.name, **wanted).write(folder, server.name)
+        servers.append(replace(server, pem=pem, key=key))
+    return replace(region, servers=tuple(servers))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"addresses": ["203.0.113.1"]}, "certificate"),
+        ({"now": now() - timedelta(days=100)}, "expired"),
+    ],
+    ids=["wrong-name", "expired"],
+)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_a_region_server_with_a_bad_certificate_is_not_used(
+    region: Region, recorded: Recorded, tmp_path: Path, changes: dict[str, object], words: str, python: str
+) -> None:
+    """The very certificate is pinned, and still its name and its dates count."""
+    spoiled = with_servers(region, tmp_path / "spoiled", **changes)
+    with network_namespace() as namespace, spoiled_services(namespace, spoiled, recorded, tmp_path) as services:
+        guest = make_instance(tmp_path / "root", (spoiled,), namespace, recorded, python=python)
+        fresh = guest.snapshot()
+        assert_nothing_happened(guest.guestregister(), guest, fresh, words)
+        assert services.registrations() == ()
+
+
+def test_a_ca_with_another_fingerprint_is_not_trusted(
+    region: Region, recorded: Recorded, tmp_path: Path
+) -> None:
+    """The region server names one CA, the update servers give another, with which their certificates would verify."""
+    foreign = issue("foreign CA", now=now(), days=30, is_authority=True)
+    with network_namespace() as namespace, spoiled_services(namespace, region, recorded, tmp_path) as services:
+        for settings in tmp_path.glob("work/region-*/update-server-*.json"):
+            found = json.loads(settings.read_text())
+            found["ca"] = str(foreign.write(tmp_path, "foreign")[0])
+            settings.write_text(json.dumps(found))
+        for address in (UPDATE_A, UPDATE_B):
+            services.stop(address)
+            services.start(address)
+        guest = make_instance(tmp_path / "root", (region,), namespace, recorded, python=PYTHONS[-1])
+        fresh = guest.snapshot()
+        assert_nothing_happened(guest.guestregister(), guest, fresh, "has another fingerprint")
+        assert services.registrations() == ()
+
+
+def test_a_server_whose_certificate_is_not_from_the_ca_gets_no_credentials(
+    region: Region, recorded: Recorded, tmp_path: Path
+) -> None:
+    servers = []
+    for server in region.update_servers:
+        certificate, key = issue(server.name, now=now(), days=30, names=[server.name]).write(tmp_path, server.name)
+        servers.append(replace(server, certificate=certificate, key=key))
+    spoiled = replace(region, update_servers=tuple(servers))
+    with network_namespace() as namespace, spoiled_services(namespace, spoiled, recorded, tmp_path) as services:
+        guest = make_instance(tmp_path / "root", (region,), namespace, recorded, python=PYTHONS[-1])
+        fresh = guest.snapshot()
+        assert_nothing_happened(guest.guestregister(), guest, fresh, "certificate verify failed")
+        assert services.registrations() == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("run/cloud-init/instance-data.json", '{"ds": {"meta_data": {"meta": {"factory_registration": "byos"}}}}'),
+        ("run/cloud-init/instance-data.json", '{"ds": {"meta_data": {"factory_registration": "BYOL"}}}'),
+        ("var/lib/cloud/instance/cloud-config.txt", "#cloud-config\n\n# from 1 files\nfactory_registration: byos\n"),
+    ],
+    ids=["openstack", "nocloud", "user-data"],
+)
+def test_an_owner_who_brings_the_subscription_is_left_alone(
+    services: RegionServices, instance: NewInstance, path: str, text: str
+) -> None:
+    guest = instance()
+    (guest.root / path).parent.mkdir(parents=True)
+    (guest.root / path).write_text(text)
+    fresh = guest.snapshot()
+    done = guest.guestregister()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the owner brings the subscription" in done.stdout
+    assert guest.snapshot() == fresh
+    assert services.registrations() == ()
+
+
+def test_a_choice_that_is_not_understood_registers_nothing(services: RegionServices, instance: NewInstance) -> None:
+    guest = instance()
+    (guest.root / "run/cloud-init").mkdir(parents=True)
+    (guest.root / "run/cloud-init/instance-data.json").write_text('{"ds": {"meta_data": {"factory_registration": "bios"}}}')
+    fresh = guest.snapshot()
+    assert_nothing_happened(guest.guestregister(), guest, fresh, "neither byos nor on-demand")
+
+
+def test_a_registration_that_was_killed_is_finished_by_the_next_run(
+    services: RegionServices, instance: NewInstance
+) -> None:
+    """kill -9 at growing times; then one run must end in the same state as an undisturbed one."""
+    guest = instance()
+    seen = set()
+    for delay_s in (0.15, 0.25, 0.35, 0.5, 0.7, 0.9):
+        with guest.started() as process:
+            time.sleep(delay_s)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        seen.add((guest.has("var/lib/guestregister/state.json"), guest.has(CREDENTIALS)))
+    done = guest.guestregister()
+    assert done.returncode == 0, done.stderr
+    assert guest.guestregister("--status").returncode == 0
+    assert not list(guest.root.rglob(".guestregister.*"))
+    assert guest.read("etc/hosts").count("# Added by SMT") == 1
+    assert apt(guest, "update")[0] == 0
+    login = guest.read(CREDENTIALS).splitlines()[0].removeprefix("username=")
+    assert login in {system.login for system in services.registrations()}
+
+
+def test_a_stand_in_takes_the_place_of_certificates_whose_key_is_not_ours(
+    region: Region, recorded: Recorded, tmp_path: Path
+) -> None:
+    foreign = replace(
+        region,
+        embedded=False,
+        servers=tuple(replace(server, key=None) for server in region.servers),
+        update_servers=tuple(replace(server, key=None) for server in region.update_servers),
+    )
+    with network_namespace() as namespace, spoiled_services(namespace, foreign, recorded, tmp_path) as services:
+        assert "the key is not ours" in services.region_proof
+        assert set(services.replacement_pems) == {
+            f"/usr/lib/regionService/certs/{address}.pem" for address in (REGION_A, REGION_B)
+        }
+        guest = make_instance(tmp_path / "root", (foreign,), namespace, recorded, python=PYTHONS[-1])
+        assert guest.guestregister().returncode == 1
+        for path, pem in services.replacement_pems.items():
+            (guest.root / path.lstrip("/")).write_text(pem)
+        done = guest.guestregister()
+        assert done.returncode == 0, done.stderr
+        assert len(services.registrations()) == 1
+
+
+def test_without_https_only_the_ca_comes_over_port_80(region: Region, recorded: Recorded, tmp_path: Path) -> None:
+    client = RegionClient(https_only=False)
+    with (
+        network_namespace() as namespace,
+        spoiled_services(namespace, region, recorded, tmp_path, client=client) as services,
+    ):
+        guest = make_instance(tmp_path / "root", (region,), namespace, recorded, python=PYTHONS[-1], client=client)
+        assert guest.guestregister().returncode == 0
+        assert len(services.registrations()) == 1
+        plain = tmp_path.glob("logs/update-server-*-http.log")
+        assert any('"GET /smt.crt HTTP/1.1" 200' in log.read_text() for log in plain)
+
+
+def test_access_logs_name_requests_and_no_secrets(services: RegionServices, instance: NewInstance) -> None:
+    guest = instance()
+    assert guest.guestregister().returncode == 0
+    found = services.access_log(UPDATE_A) + services.access_log(UPDATE_B)
+    assert '"POST /connect/systems/products HTTP/1.1" 201' in found
+    password = dict(line.split("=") for line in guest.read(CREDENTIALS).splitlines())["password"]
+    assert password not in found
+
+
+def test_a_server_that_cannot_start_is_told_with_its_log(
+    region: Region, recorded: Recorded, tmp_path: Path
+) -> None:
+    broken = replace(region.servers[0], key=tmp_path / "none.key")
+    spoiled = replace(region, servers=(broken, *region.servers[1:]))
+    with (
+        network_namespace() as namespace,
+        pytest.raises(RegionError, match="did not start"),
+        spoiled_services(namespace, spoiled, recorded, tmp_path),
+    ):
+        pytest.fail("it started")
