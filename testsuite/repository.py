@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A package repository of one's own: really signed with GnuPG, really served over HTTP, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import lzma
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+NOW = datetime(2026, 11, 21, 2, 3, 4, tzinfo=UTC)
+SIGNED = datetime(2026, 11, 20, 20, 0, 0, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    home: Path
+    keyring: Path
+    user: str
+
+    def sign(self, text: str) -> bytes:
+        argv = ["gpg", "--homedir", str(self.home), "--batch", "--clearsign", "--local-user", self.user]
+        return subprocess.run(argv, input=text.encode(), stdout=subprocess.PIPE, check=True).stdout
+
+
+def make_key(folder: Path, user: str) -> SigningKey:
+    home = folder / f"gnupg-{user}"
+    home.mkdir(mode=0o700)
+    gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet"]
+    subprocess.run([*gpg, "--passphrase", "", "--quick-gen-key", user, "ed25519", "sign", "never"], check=True)
+    keyring = folder / f"{user}.gpg"
+    keyring.write_bytes(subprocess.run([*gpg, "--export", user], stdout=subprocess.PIPE, check=True).stdout)
+    return SigningKey(home=home, keyring=keyring, user=user)
+
+
+@dataclass
+class Archive:
+    """Files below a folder, and the index that says what they are."""
+
+    root: Path
+    key: SigningKey
+    suite: str = "trixie"
+    packages: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, content: bytes, *, depends: str = "") -> str:
+        """A package file; returns its path."""
+        path = f"pool/main/{name[0]}/{name}/{name}_1.0_all.deb"
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        extra = f"Depends: {depends}\n" if depends else ""
+        self.packages[name] = (
+            f"Package: {name}\nVersion: 1.0\nArchitecture: all\n{extra}Filename: {path}\n"
+            f"Size: {len(content)}\nSHA256: {digest}\n"
+        )
+        return path
+
+    @property
+    def index(self) -> bytes:
+        return lzma.compress("\n".join(self.packages.values()).encode())
+
+    @property
+    def index_path(self) -> str:
+        return f"dists/{self.suite}/main/binary-all/by-hash/SHA256/{hashlib.sha256(self.index).hexdigest()}"
+
+    def publish(self, *, signed: datetime = SIGNED, valid_days: int | None = 7, key: SigningKey | None = None) -> None:
+        index = self.index
+        for path in (self.index_path, f"dists/{self.suite}/main/binary-all/Packages.xz"):
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / path).write_bytes(index)
+        lines = [f"Suite: {self.suite}", f"Codename: {self.suite}", f"Date: {_date(signed)}"]
+        lines += [f"Valid-Until: {_date(signed + timedelta(days=valid_days))}"] if valid_days is not None else []
+        lines += ["Acquire-By-Hash: yes", "SHA256:"]
+        lines += [f" {hashlib.sha256(index).hexdigest()} {len(index)} main/binary-all/Packages.xz"]
+        (self.root / f"dists/{self.suite}/InRelease").write_bytes((key or self.key).sign("\n".join(lines) + "\n"))
+
+
+def _date(time: datetime) -> str:
+    return time.strftime("%a, %d %b %Y %H:%M:%S UTC")
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, *rest, asked: list[str], **names) -> None:
+        self.asked = asked
+        super().__init__(*rest, **names)
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/moved"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif self.path.startswith("/loop"):
+            self.send_response(302)
+            self.send_header("Location", "/loop")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif self.path.startswith("/cut/"):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"half")
+            self.close_connection = True
+        elif self.path.startswith("/broken/"):
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+    def log_message(self, *rest) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def mirror(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """A mirror of ``root``: its address, and the paths it was asked for."""
+    asked: list[str] = []
+    handler = partial(_Handler, directory=str(root), asked=asked)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+        thread.join()
