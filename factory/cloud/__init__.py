@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from factory.cloud.embedded import CloudAccess, CloudStatus, ServiceStatus, down, environment, status, up
+from factory.cloud.embedded import CloudAccess, down, env, status, up
 
-__all__ = ["CloudAccess", "CloudStatus", "ServiceStatus", "down", "environment", "status", "up"]
+__all__ = ["CloudAccess", "down", "env", "status", "up"]

@@ -54,35 +54,11 @@ class CloudAccess:
     """How to reach the embedded cloud: a clouds.yaml and the names of the clouds in it."""
 
     clouds_yaml: Path
-    identity_url: str
+    auth_url: str
     image_url: str
     publisher: str = PUBLISHER
     reader: str = READER
     admin: str = ADMIN
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceStatus:
-    """One service: its first process (None when it does not run) and whether it answers."""
-
-    name: str
-    url: str
-    pid: int | None
-    answers: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloudStatus:
-    """The embedded cloud as it is now; ``made`` says whether there ever was a finished ``up``."""
-
-    folder: Path
-    made: bool
-    services: tuple[ServiceStatus, ...] = ()
-
-    @property
-    def ready(self) -> bool:
-        """True when every service runs and answers."""
-        return bool(self.services) and all(service.pid and service.answers for service in self.services)
 
 
 def up(folder: Path, *, say: Say) -> CloudAccess:
@@ -117,26 +93,23 @@ def down(folder: Path) -> bool:
     return bool(found)
 
 
-def status(folder: Path) -> CloudStatus:
-    """What runs and answers; changes nothing."""
+def status(folder: Path) -> dict[str, object]:
+    """What runs and answers, by name; ``running`` is true when everything does. Changes nothing."""
     layout = Layout(folder=folder.absolute())
+    found: dict[str, object] = {"running": False, "folder": str(layout.folder)}
     try:
         settings = _read_settings(layout)
     except FileNotFoundError:
-        return CloudStatus(folder=layout.folder, made=False)
-    services = tuple(
-        ServiceStatus(
-            name=name,
-            url=_url(settings, name),
-            pid=daemon.main_pid(layout.mark(name)),
-            answers=_answers(settings, name, timeout_s=5),
-        )
-        for name in _SERVICES
-    )
-    return CloudStatus(folder=layout.folder, made=True, services=services)
+        return {**found, "note": "never brought up"}
+    for name in _SERVICES:
+        pid = daemon.main_pid(layout.mark(name))
+        answers = pid is not None and _answers(settings, name, timeout_s=5)
+        found |= {name: "answers" if answers else "silent" if pid else "stopped"}
+        found |= {f"{name}_url": _url(settings, name), f"{name}_pid": pid}
+    return found | {"running": all(found[name] == "answers" for name in _SERVICES)}
 
 
-def environment(folder: Path, *, cloud: str = PUBLISHER) -> str:
+def env(folder: Path, *, cloud: str = PUBLISHER) -> str:
     """``export`` lines, with the password, for ``eval "$(factory cloud env)"``.
 
     Raises:
@@ -171,7 +144,7 @@ def _up(layout: Layout, say: Say) -> CloudAccess:
     _await_answer(layout, settings, "glance")
     if starting:
         say(f"embedded cloud: ready, Keystone at {settings.identity_url}, Glance at {settings.image_url}")
-    return CloudAccess(clouds_yaml=layout.clouds_yaml, identity_url=settings.identity_url, image_url=settings.image_url)
+    return CloudAccess(clouds_yaml=layout.clouds_yaml, auth_url=settings.identity_url, image_url=settings.image_url)
 
 
 def _require_programs() -> None:

@@ -250,7 +250,7 @@ def clouds_yaml(settings: Settings) -> str:
 
 
 def environment(layout: Layout, settings: Settings, cloud: str) -> str:
-    """``export`` lines for a shell: OS_CLOUD for openstackclient, OS_* for python-glanceclient, no proxy on loopback."""
+    """``export`` lines for a shell: OS_CLOUD for openstackclient, OS_* for python-glanceclient; no proxy here."""
     identity = identities(settings)[cloud]
     exports = {
         "OS_CLIENT_CONFIG_FILE": str(layout.clouds_yaml),

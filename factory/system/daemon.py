@@ -70,7 +70,7 @@ def holders(mark: Path) -> tuple[int, ...]:
 
 
 def end(mark: Path, *, grace_s: float = 10.0) -> None:
-    """End the daemon: TERM to its first process, after ``grace_s`` KILL to whoever is left; returns when all are gone."""
+    """End the daemon: TERM to its first process, after ``grace_s`` KILL to who is left; returns when all are gone."""
     first = main_pid(mark)
     if first is not None:
         _signal(first, mark, signal.SIGTERM)
