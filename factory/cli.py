@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from factory.ledger import Ledger
-    from factory.model import Check
+    from factory.model import Check, Step
     from factory.pipeline import Installation, Line, Night
     from factory.system.state import Run
 
@@ -128,9 +128,7 @@ def verify(
         from factory.verify import verify_file
 
         here = installation()
-        verdict = verify_file(
-            Path(image), state=here.state, suite=here.suite, say=lambda text: say("verify", text), now=clock()
-        )
+        verdict = verify_file(Path(image), state=here.state, suite=here.suite, say=saying("verify"), now=clock())
     else:
         with one_stage(image, run) as line:
             verdict = line.verify(line.run.read("build", Artifact))
@@ -228,13 +226,15 @@ def reconcile(image: Image, dry_run: DryRun = False, as_json: Json = False) -> N
     from factory.describe import load_description
     from factory.rotate import reconcile as mend
     from factory.store import open_store
+    from factory.system.lock import exclusive
 
     here = installation()
     line = load_description(here.project, image).line
-    steps = []
-    for target in here.site.targets:
-        with open_store(target, state=here.state, say=lambda text: say("reconcile", text)) as store:
-            steps += mend(line, store=store, now=clock(), say=lambda text: say("reconcile", text), dry_run=dry_run)
+    steps: list[Step] = []
+    with exclusive(here.state.locks / f"{image}.lock", what=f"image {image}"):
+        for target in here.site.targets:
+            with open_store(target, state=here.state, say=saying("reconcile")) as store:
+                steps += mend(line, store=store, now=clock(), say=saying("reconcile"), dry_run=dry_run)
     if as_json:
         print_json("reconcile", steps)
         return
@@ -242,6 +242,28 @@ def reconcile(image: Image, dry_run: DryRun = False, as_json: Json = False) -> N
         print(f"{step.name}: {step.why}\n  image {step.image_id}: {dict(step.change)}")
     if not steps:
         print(f"{line}: nothing to do")
+
+
+@app.command()
+def rollback(image: Image, as_json: Json = False) -> None:
+    """Withdraw ``<line>_latest`` in favour of ``_prev``, on every target."""
+    from factory.describe import load_description
+    from factory.rotate import rollback as withdraw
+    from factory.store import open_store
+    from factory.system.lock import exclusive
+
+    here = installation()
+    line = load_description(here.project, image).line
+    done = []
+    with exclusive(here.state.locks / f"{image}.lock", what=f"image {image}"):
+        for target in here.site.targets:
+            with open_store(target, state=here.state, say=saying("rollback")) as store:
+                done.append(withdraw(line, store=store, target=target, now=clock(), say=saying("rollback")))
+    if as_json:
+        print_json("rollback", done)
+        return
+    for one in done:
+        table(("cloud", one.target.cloud), ("latest", one.latest), ("prev", one.prev or "-"))
 
 
 @app.command("list")
@@ -361,7 +383,7 @@ def cloud_up() -> None:
     """Start it (installing nothing); it stays up until 'factory cloud down'."""
     from factory.cloud import up
 
-    access = up(installation().state.cloud, say=lambda text: say("cloud", text))
+    access = up(installation().state.cloud, say=saying("cloud"))
     table(("clouds.yaml", str(access.clouds_yaml)), ("keystone", access.auth_url), ("try", "factory cloud env"))
 
 
@@ -546,7 +568,7 @@ def announce(here: Installation, image: str, outcome: str, reason: str) -> None:
     """Tell whom the site file names; a failure to do so changes nothing."""
     from factory.notify import notify
 
-    notify(here.site.notify, subject=f"{image}: {outcome}", text=reason, say=lambda text: say("notify", text))
+    notify(here.site.notify, subject=f"{image}: {outcome}", text=reason, say=saying("notify"))
 
 
 def clock() -> datetime:
@@ -564,6 +586,11 @@ def say(stage: str, text: str) -> None:
     elapsed = int(time.monotonic() - STARTED)
     safe = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
     print(f"{elapsed // 60:3d}:{elapsed % 60:02d} {stage:<9} {safe}", file=sys.stderr, flush=True)
+
+
+def saying(stage: str) -> Callable[[str], None]:
+    """The progress line of one stage or verb."""
+    return lambda text: say(stage, text)
 
 
 def table(*rows: tuple[str, str]) -> None:
