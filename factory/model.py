@@ -77,7 +77,10 @@ class Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """``descriptions/<name>/image.toml``, validated."""
+    """``descriptions/<name>/image.toml``, validated.
+
+    ``ntp_servers`` are used where the site names none; ``declared_files`` are the files no package owns: globs.
+    """
 
     name: str
     line: str
@@ -92,6 +95,7 @@ class Description:
     registration: Registration = field(default_factory=Registration)
     budgets: Budgets = field(default_factory=Budgets)
     retention: Retention = field(default_factory=Retention)
+    ntp_servers: tuple[str, ...] = ()
     declared_files: tuple[str, ...] = ()
 
 
