@@ -114,6 +114,8 @@ def _addresses(guest):
 
 def test_the_repositories_are_the_described_ones(guest, facts, description):
     """Packages come from the description's update repositories and the region's update servers, from nowhere else."""
+    if description.update_repositories is None:
+        pytest.skip("this image came without the factory's own records: its repositories are not known")
     wanted = {entry.url.rstrip("/") for entry in description.update_repositories}
     names = [server.name for server in facts.region.update_servers or ()] if facts.region else []
     found = _addresses(guest)
@@ -122,8 +124,11 @@ def test_the_repositories_are_the_described_ones(guest, facts, description):
 
 
 def test_the_described_repositories_are_there(guest, description):
-    """Every update repository that the description names is configured in the guest."""
-    missing = sorted({entry.url.rstrip("/") for entry in description.update_repositories} - _addresses(guest))
+    """Every update repository that the description names is configured in the guest (or put away by a registration)."""
+    if description.update_repositories is None:
+        pytest.skip("this image came without the factory's own records: its repositories are not known")
+    known = guest.root(f"{SOURCES}; cat /etc/apt/sources.list.d/*.disabled 2>/dev/null || true")
+    missing = sorted(entry.url for entry in description.update_repositories if entry.url.rstrip("/") not in known)
     assert not missing, f"the guest does not know the repositories {missing}"
 
 

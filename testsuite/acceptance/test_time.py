@@ -17,7 +17,9 @@ def _configured(guest):
 
 def test_chrony_knows_exactly_the_sites_servers(guest, facts):
     """chrony asks the time servers that the site names, and no others."""
-    wanted = set(facts.ntp_servers or ())
+    if facts.ntp_servers is None:
+        pytest.skip("this image came without the factory's own records: its time servers are not known")
+    wanted = set(facts.ntp_servers)
     found = _configured(guest)
     assert found == wanted, f"chrony is configured with {sorted(found)}, the site names {sorted(wanted)}"
 
