@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from factory.system.files import write_whole
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-THROW_AWAY = "throw-away key of Image Factory, not for production"
+THROW_AWAY = "throw-away key of Image Factory - not for production"
 _BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL)
 _RSA_BITS = 4096
 _COMMON_NAME_CHARACTERS = 64

@@ -73,7 +73,8 @@ def _control(folder: Path) -> str:
 def _package(folder: Path) -> Path:
     (folder / "probe" / "DEBIAN").mkdir(parents=True)
     (folder / "probe" / "DEBIAN" / "control").write_text(
-        "Package: probe\nVersion: 1.0+test1\nArchitecture: all\nMaintainer: nobody <nobody@test.invalid>\nDescription: probe\n"
+        "Package: probe\nVersion: 1.0+test1\nArchitecture: all\nDescription: probe\n"
+        "Maintainer: nobody <nobody@test.invalid>\n"
     )
     deb = folder / "probe_1.0+test1_all.deb"
     subprocess.run(["dpkg-deb", "--build", folder / "probe", deb], check=True, capture_output=True)

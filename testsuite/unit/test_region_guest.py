@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of the guest client that read what others wrote."""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+PROGRAM = Path(__file__).parents[2] / "factory/region/guest/guestregister"
+PRINT = ":".join(["AB"] * 20)
+GOOD = (
+    f'<smtInfo SMTserverIP="192.0.2.20" SMTserverName="a.test.invalid" SMTregistryName="r.test.invalid" '
+    f'fingerprint="{PRINT}" region="one"/>'
+)
+
+
+def load() -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader("guestregister", str(PROGRAM))
+    spec = importlib.util.spec_from_loader("guestregister", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
+    return module
+
+
+guest = load()
+
+
+def reply(*elements: str) -> bytes:
+    return ("<regionSMTdata>\n" + "\n".join(elements) + "\n</regionSMTdata>").encode()
+
+
+def test_it_is_python_3_6() -> None:
+    ast.parse(PROGRAM.read_text(), feature_version=(3, 6))
+
+
+def test_it_needs_the_standard_library_only() -> None:
+    tree = ast.parse(PROGRAM.read_text())
+    names = {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    names |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    assert names <= sys.stdlib_module_names
+
+
+def test_a_good_reply_is_understood() -> None:
+    (server,) = guest.region_reply(reply(GOOD))
+    assert (server.name, server.ipv4, server.ipv6, server.region) == ("a.test.invalid", "192.0.2.20", "", "one")
+    assert server.addresses() == ["192.0.2.20"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("a.test.invalid", "a.test.invalid&#10;198.51.100.1 deb.example"),
+        ("a.test.invalid", "a test"),
+        ("a.test.invalid", "-a.test"),
+        ("a.test.invalid", "localhost"),
+        ("a.test.invalid", ""),
+        ("192.0.2.20", "None"),
+        ("192.0.2.20", "127.0.0.1"),
+        ("192.0.2.20", "0.0.0.0"),
+        ("192.0.2.20", "a.invalid"),
+        ("r.test.invalid", "r&#9;evil"),
+        (PRINT, PRINT.lower()),
+        (PRINT, PRINT + ":AB"),
+        (PRINT, ""),
+        ('region="one"', 'region="../one"'),
+    ],
+)
+def test_a_server_with_a_bad_value_is_not_taken_but_the_others_are(old: str, new: str) -> None:
+    bad = GOOD.replace(old, new)
+    with pytest.raises(guest.NoAnswer, match="no usable update server"):
+        guest.region_reply(reply(bad))
+    assert [one.name for one in guest.region_reply(reply(bad, GOOD.replace("a.test", "b.test")))] == ["b.test.invalid"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<regionSMTdata>",
+        b"Not found",
+        b"<a/><b/>",
+        b'<!DOCTYPE a [<!ENTITY x "y">]><a>&x;</a>',
+        b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>',
+        b'<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;&a;&a;">]><r><s SMTserverName="&b;"/></r>',
+        '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY x "y">]><a>&x;</a>'.encode("utf-16"),
+        b'<?xml version="1.0" encoding="none"?><a/>',
+        b"<r>" + b"<a>" * 5000,
+        b"\xff\xfe\x00",
+        b"<regionSMTdata></regionSMTdata>",
+    ],
+)
+def test_hostile_xml_is_one_clear_failure(body: bytes) -> None:
+    with pytest.raises(guest.NoAnswer):
+        guest.region_reply(body)
+
+
+@given(st.binary(max_size=300))
+def test_no_reply_raises_anything_else(body: bytes) -> None:
+    try:
+        guest.region_reply(body)
+    except guest.Failure:
+        return
+    pytest.fail("taken")
+
+
+def server(**changes: str) -> object:
+    wanted = {
+        "name": "a.test.invalid",
+        "ipv4": "192.0.2.20",
+        "ipv6": "",
+        "fingerprint": PRINT,
+        "region": "one",
+        "registry": "r.test.invalid",
+    }
+    return guest.UpdateServer(**{**wanted, **changes})
+
+
+HOSTS_LINE = st.sampled_from(
+    ["127.0.0.1\tlocalhost", "192.0.2.20\ta.test.invalid\ta", "192.0.2.9\tx", "# note", "", "10.0.0.1 b b.test.invalid"]
+)
+
+
+@given(st.lists(HOSTS_LINE, max_size=6), st.sampled_from(["", "r.test.invalid"]))
+def test_the_hosts_block_comes_and_goes_and_nothing_else_changes(lines: list[str], registry: str) -> None:
+    text = "".join(line + "\n" for line in lines)
+    added = guest.with_block(text, server(registry=registry), "192.0.2.20")
+    assert added.startswith(text)
+    assert "\n192.0.2.20\ta.test.invalid\ta\n" in added
+    assert guest.with_block(added, server(registry=registry), "192.0.2.20") == added
+    assert guest.without_block(added) == text
+
+
+def test_lines_written_after_the_block_stay() -> None:
+    added = guest.with_block("127.0.0.1\tlocalhost\n", server(), "192.0.2.20") + "10.0.0.9\tmine.test.invalid\tmine\n"
+    assert guest.without_block(added) == "127.0.0.1\tlocalhost\n10.0.0.9\tmine.test.invalid\tmine\n"
+    moved = guest.with_block(added, server(name="b.test.invalid", registry=""), "192.0.2.21")
+    assert moved.count("# Added by SMT") == 1
+    assert "a.test.invalid" not in moved
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Types: deb\nURIs: https://a.example/debian/\nSuites: x\n", {"https://a.example/debian"}),
+        (
+            "URIs: https://a.example/x\n https://b.example/y\nSuites: x\n",
+            {"https://a.example/x", "https://b.example/y"},
+        ),
+        ("# URIs: no\nURIs: https://a.example/x https://b.example/y\n", {"https://a.example/x", "https://b.example/y"}),
+        ("deb [signed-by=/a.gpg arch=amd64] https://a.example/x trixie main\n", {"https://a.example/x"}),
+        ("deb-src https://a.example/x trixie main\n# deb https://c.example z\n", {"https://a.example/x"}),
+        ("", set()),
+    ],
+)
+def test_apt_sources_of_both_formats_are_read(text: str, found: set[str]) -> None:
+    assert guest.source_addresses(text) == found
+
+
+def test_only_the_first_certificate_is_compared_and_only_that_one_is_trusted() -> None:
+    from datetime import UTC, datetime
+
+    from factory.region.certificates import fingerprint, issue
+
+    ours, foreign = (issue(name, now=datetime(2026, 1, 1, tzinfo=UTC), days=9).pem for name in ("ours", "foreign"))
+    wanted = server(fingerprint=fingerprint(ours.decode()))
+    assert guest.checked_authority(wanted, b"junk\n" + ours + foreign) == ours.decode()
+    for body in (foreign + ours, b"", b"junk", b"-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----"):
+        with pytest.raises(guest.NoAnswer):
+            guest.checked_authority(wanted, body)
+
+
+@pytest.mark.parametrize(
+    ("files", "choice"),
+    [
+        ({}, ""),
+        ({guest.INSTANCE_FILES[1]: '{"ds": {"meta_data": {"meta": {"factory_registration": "byos"}}}}'}, "byos"),
+        ({guest.INSTANCE_FILES[1]: '{"ds": {"meta_data": {"factory_registration": " BYOL "}}}'}, "byos"),
+        ({guest.INSTANCE_FILES[0]: '{"ds": {"meta_data": {"factory_registration": "on-demand"}}}'}, "on-demand"),
+        ({guest.INSTANCE_FILES[0]: "{"}, ""),
+        ({guest.INSTANCE_FILES[0]: '{"ds": []}'}, ""),
+        ({guest.INSTANCE_FILES[0]: '{"ds": {"meta_data": {"meta": ["x"]}}}'}, ""),
+        ({guest.CLOUD_CONFIG: "#cloud-config\nfactory_registration: 'byos'  # mine\n"}, "byos"),
+        ({guest.CLOUD_CONFIG: "write_files:\n- content: |\n    factory_registration: byos\n"}, ""),
+        ({guest.CLOUD_CONFIG: "# factory_registration: byos\n"}, ""),
+    ],
+)
+def test_the_owners_choice_is_found(tmp_path: Path, files: dict[str, str], choice: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name.lstrip("/")).write_text(text)
+    assert guest.chosen_registration(guest.Files(str(tmp_path))) == choice
+
+
+@pytest.mark.parametrize(
+    ("repositories", "found"),
+    [
+        ([{"name": "d", "url": "https://a.test.invalid/repo/d"}], {"d": "https://a.test.invalid/repo/d"}),
+        (
+            [{"name": "d", "url": "plugin:/susecloud?credentials=x&path=/repo/d"}],
+            {"d": "https://a.test.invalid/repo/d"},
+        ),
+        ([{"name": "d", "url": "https://evil.invalid/repo/d"}], {}),
+        ([{"name": "d", "url": "http://a.test.invalid/repo/d"}], {}),
+        ([{"name": "d", "url": "https://a.test.invalid/repo/../x"}], {}),
+        ([{"name": "d", "url": "https://a.test.invalid/repo/d\nTrusted: yes"}], {}),
+    ],
+)
+def test_repositories_elsewhere_are_not_taken(repositories: list[dict[str, str]], found: dict[str, str]) -> None:
+    taken = guest.offered_repositories({"product": {"repositories": repositories}}, server())
+    assert taken == found
+
+
+@pytest.mark.parametrize("service", [None, [], {}, {"product": None}, {"product": {"repositories": [7]}}])
+def test_a_service_that_is_none_is_one_clear_failure(service: object) -> None:
+    with pytest.raises(guest.NoAnswer, match="did not answer with a service"):
+        guest.offered_repositories(service, server())
+
+
+@pytest.mark.parametrize("value", ["", "a b", "a\nb", "a" * 200, "ä"])
+def test_credentials_that_would_break_a_file_are_not_taken(value: str) -> None:
+    with pytest.raises(guest.NoAnswer):
+        guest.Credentials(value, "password")
+    with pytest.raises(guest.NoAnswer):
+        guest.Credentials("user", value)
+
+
+def test_a_file_appears_whole_with_its_mode(tmp_path: Path) -> None:
+    files = guest.Files(str(tmp_path))
+    files.write("/a/b", "secret", 0o600)
+    assert (tmp_path / "a/b").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    files.remove("/a/b")
+    files.remove("/a/b")
+    assert files.read("/a/b") is None
+
+
+def test_region_servers_are_asked_addresses_first_and_ipv6_only_when_it_answers() -> None:
+    for _ in range(5):
+        found = guest.ordered(["name.invalid", "192.0.2.2", "::1", "192.0.2.1"])
+        assert sorted(found[:2]) == ["192.0.2.1", "192.0.2.2"]
+        assert found[2:] == ["name.invalid"]
+
+
+def test_foreign_text_cannot_forge_a_line_of_the_log() -> None:
+    assert guest.printable("a\nb\x1b[31m\u202ec") == "a?b?[31m?c"
+    assert len(guest.printable("x" * 9999)) == 300
