@@ -68,17 +68,19 @@ class Archive:
 
     @property
     def index_path(self) -> str:
-        return f"dists/{self.suite}/main/binary-all/by-hash/SHA256/{hashlib.sha256(self.index).hexdigest()}"
+        return f"dists/{self.suite}/main/binary-amd64/by-hash/SHA256/{hashlib.sha256(self.index).hexdigest()}"
 
     def publish(self, *, signed: datetime = SIGNED, valid_days: int | None = 7, key: SigningKey | None = None) -> None:
         index = self.index
-        for path in (self.index_path, f"dists/{self.suite}/main/binary-all/Packages.xz"):
+        for path in (self.index_path, f"dists/{self.suite}/main/binary-amd64/Packages.xz"):
             (self.root / path).parent.mkdir(parents=True, exist_ok=True)
             (self.root / path).write_bytes(index)
         lines = [f"Suite: {self.suite}", f"Codename: {self.suite}", f"Date: {_date(signed)}"]
         lines += [f"Valid-Until: {_date(signed + timedelta(days=valid_days))}"] if valid_days is not None else []
-        lines += ["Acquire-By-Hash: yes", "SHA256:"]
-        lines += [f" {hashlib.sha256(index).hexdigest()} {len(index)} main/binary-all/Packages.xz"]
+        lines += ["Architectures: amd64", "Components: main", "Acquire-By-Hash: yes", "SHA256:"]
+        # apt wants the plain file listed too, and never asks for it
+        for name, content in (("Packages.xz", index), ("Packages", lzma.decompress(index))):
+            lines += [f" {hashlib.sha256(content).hexdigest()} {len(content)} main/binary-amd64/{name}"]
         (self.root / f"dists/{self.suite}/InRelease").write_bytes((key or self.key).sign("\n".join(lines) + "\n"))
 
 

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from factory.model import Package
 
@@ -113,7 +114,7 @@ def owners(tree: Tree) -> dict[str, str]:
         for line in tree.read(entry.path).decode(errors="surrogateescape").splitlines():
             folder, name = posixpath.split(line)
             if folder not in canonical:
-                canonical[folder] = posixpath.dirname(tree.canonical(f"{folder}/x"))
+                canonical[folder] = posixpath.dirname(tree.canonical(posixpath.join(folder, "x")))
             found.setdefault(posixpath.join(canonical[folder], name), package)
     lines = tree.read("/var/lib/dpkg/diversions").decode(errors="surrogateescape").splitlines()
     for original, moved, package in zip(lines[::3], lines[1::3], lines[2::3], strict=False):
@@ -164,7 +165,7 @@ def package_origins(paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str, st
     """Which repository a package came from, by name, version (without epoch) and arch, from recorded file names."""
     found: dict[tuple[str, str, str], str] = {}
     for repository, path in paths:
-        parts = posixpath.basename(path).removesuffix(".deb").split("_")
+        parts = posixpath.basename(unquote(path)).removesuffix(".deb").split("_")
         if path.endswith(".deb") and len(parts) == 3:  # noqa: PLR2004 name, version, arch
             found[(parts[0], parts[1].rpartition(":")[2] if ":" in parts[1] else parts[1], parts[2])] = repository
     return found

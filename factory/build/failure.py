@@ -8,7 +8,6 @@ the first cause whose words are in the log is told, with the lines that say so.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +35,13 @@ def _cause(pattern: str, message: str, hint: str, *, before: int = 0, after: int
     return Cause(pattern=re.compile(pattern), message=message, hint=hint, before=before, after=after)
 
 
+_SPACE = _cause(
+    r"No space left on device",
+    "there was no space left",
+    "make disk.min_gib larger if the image is full; free space or memory on this host if the build was",
+)
 CAUSES: tuple[Cause, ...] = (
-    _cause(
-        r"No space left on device",
-        "there was no space left",
-        "make disk.min_gib larger if the image is full; free space or memory on this host if the build was",
-    ),
+    _SPACE,
     _cause(
         r"E: Unable to locate package (\S+)",
         "no repository has the package '{0}'",
@@ -78,8 +78,8 @@ CAUSES: tuple[Cause, ...] = (
     _cause(
         r"KiwiScriptFailed: (\S+) failed",
         "the description's '{0}' failed",
-        "the lines above are its last words",
-        before=5,
+        "the log has everything it said",
+        after=2,
     ),
     _cause(
         r"RELAXNGV?:(.*)",
@@ -101,38 +101,35 @@ CAUSES: tuple[Cause, ...] = (
 
 
 def explain(
-    image: str, log: Path, *, failed: FactoryError, faults: tuple[FactoryError, ...], free: Callable[[], int]
+    image: str, log: Path, *, failed: FactoryError, faults: tuple[FactoryError, ...], free_bytes: int
 ) -> BuildError:
     """The error of a failed build.
 
     Args:
         failed: how the builder ended.
         faults: what the inputs server could not get; the cause, when there is one.
-        free: bytes left where the build works, asked only when it seems to be the cause.
+        free_bytes: what is left where the build works.
     """
+    ended = [("builder", failed.message), *(fact for fact in failed.facts if fact[0] == "command"), ("log", str(log))]
     if faults:
-        fault = faults[0]
-        facts = (*fault.facts, ("log", str(log)))
-        return BuildError(f"the build of '{image}' failed: {fault.message}", facts=facts, hint=fault.hint)
+        return _error(image, faults[0].message, facts=(*faults[0].facts, *ended), hint=faults[0].hint)
     lines = _lines(log)
     for cause in CAUSES:
         for number, line in enumerate(lines):
             if (match := cause.pattern.search(line)) is None:
                 continue
             said = lines[max(0, number - cause.before) : number + cause.after + 1]
-            facts = tuple(("said", clean(line)) for line in said if clean(line))[-_SHOWN - cause.after :]
-            if "space" in cause.message:
-                facts = (*facts, ("free", f"{free() >> 20} MiB where the build works"))
+            facts = [("said", clean(line)) for line in said if clean(line)]
+            if cause is _SPACE:
+                facts.append(("free", f"{free_bytes >> 20} MiB where the build works"))
             message = cause.message.format(*(clean(group or "") for group in match.groups()))
-            return BuildError(
-                f"the build of '{image}' failed: {message}", facts=(*facts, ("log", str(log))), hint=cause.hint
-            )
-    facts = tuple(("said", clean(line)) for line in lines[-_SHOWN:] if clean(line))
-    return BuildError(
-        f"the build of '{image}' failed: kiwi {failed.message.partition(' ')[2]}",
-        facts=(*facts, ("log", str(log))),
-        hint=_killed(failed.message),
-    )
+            return _error(image, message, facts=(*facts, *ended), hint=cause.hint)
+    facts = [("said", clean(line)) for line in lines[-_SHOWN:] if clean(line)]
+    return _error(image, failed.message, facts=(*facts, *ended), hint=_killed(failed.message))
+
+
+def _error(image: str, message: str, *, facts: tuple[tuple[str, str], ...], hint: str) -> BuildError:
+    return BuildError(f"the build of '{image}' failed: {message}", facts=facts, hint=hint)
 
 
 def _killed(message: str) -> str:

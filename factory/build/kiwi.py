@@ -26,7 +26,7 @@ _SAY_EVERY_S = 10.0
 _LOOK_EVERY_S = 0.5
 _STEP = re.compile(r"\[ INFO +\]: [\d:]{8} \| (?!-->)(\S.*)")
 _PACKAGE = re.compile(r"\| (?:bootstrap|system|image): ((?:Get:\d+|Unpacking|Setting up|Preparing to unpack) .*)")
-_FETCHED = re.compile(r"Get:\d+ \S+ \S+ \S+ (\S+)")
+_FETCHED = re.compile(r"Get:\d+ \S+ (?:\S+/\S+ \S+|\S+) (\S+)")
 
 
 def repository_options(repositories: tuple[Repository, ...]) -> list[str]:
@@ -77,9 +77,8 @@ def kiwi_build(
         _run(command(recipe), box, environment, recorder=recorder, log=log, say=say)
     except CommandFailed as failed:
         image = recipe.description.name
-        raise explain(
-            image, log, failed=failed, faults=recorder.faults, free=lambda: free_bytes(box.seen(TARGET))
-        ) from failed
+        free = free_bytes(box.seen(TARGET))
+        raise explain(image, log, failed=failed, faults=recorder.faults, free_bytes=free) from None
     disks = [path.name for path in box.seen(KIWI_TARGET).glob("*.raw")]
     if len(disks) != 1:
         raise BuildError(

@@ -352,7 +352,7 @@ def test_dependencies_that_go_in_circles_end() -> None:
 def test_the_view_offers_what_was_recorded_and_nothing_else(site, archive, tmp_path) -> None:
     recorder = site[0]()
     recorder.read_indexes((DEBIAN,))
-    recorder.get("debian", "dists/trixie/main/binary-all/Packages.xz")
+    recorder.get("debian", "dists/trixie/main/binary-amd64/Packages.xz")
     recorder.get("debian", "dists/trixie/none")
     write_lock(tmp_path / "inputs.lock", recorder.inputs)
     view = open_view(tmp_path / "inputs.lock", blobs=tmp_path / "blobs", repositories=(DEBIAN,))
