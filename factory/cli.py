@@ -26,9 +26,10 @@ from factory.errors import FactoryError, InputFault
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from factory.installation import Installation
     from factory.ledger import Ledger
     from factory.model import Check, Step
-    from factory.pipeline import Installation, Line, Night
+    from factory.pipeline import Line, Night
     from factory.system.state import Run
 
 app = typer.Typer(
@@ -492,7 +493,7 @@ def options(
 def installation() -> Installation:
     """Where this factory works, from options, environment and defaults (the only reader of the environment)."""
     from factory.describe import load_site
-    from factory.pipeline import Installation
+    from factory.installation import Installation
     from factory.system.state import State
 
     project = (OPTIONS.project or Path.cwd()).resolve()

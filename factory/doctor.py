@@ -19,7 +19,7 @@ from factory.system.namespaces import network_namespace
 from factory.system.run import PATH, run
 
 if TYPE_CHECKING:
-    from factory.pipeline import Installation
+    from factory.installation import Installation
 
 PROGRAMS = (
     ("git", "git", "the commit of the descriptions"),

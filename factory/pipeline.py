@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import TypeVar
 
 from factory.build import build
@@ -19,18 +18,18 @@ from factory.describe import describe
 from factory.errors import FactoryError, LedgerError
 from factory.gc import expect_space
 from factory.inputs.freshness import indexes_changed
+from factory.installation import Installation
 from factory.ledger import Ledger, detail_of
-from factory.model import Artifact, Bundle, Publication, Recipe, Region, Rotations, Site, Verdict
+from factory.model import Artifact, Bundle, Publication, Recipe, Rotations, Verdict
 from factory.policy import Published, due
 from factory.publish import publish
-from factory.region.embedded import embedded_region
 from factory.rotate import rotate
 from factory.sign import sign
 from factory.store import open_store
 from factory.store.directory import publish_directory
 from factory.system.files import remove
 from factory.system.lock import exclusive
-from factory.system.state import Run, State
+from factory.system.state import Run
 from factory.verify import verify
 
 NEEDED_BYTES = 6 << 30
@@ -38,24 +37,6 @@ NEEDED_BYTES = 6 << 30
 
 Say = Callable[[str, str], None]
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Installation:
-    """Where this factory reads and keeps things: descriptions and suite, state, site."""
-
-    project: Path
-    state: State
-    site: Site
-
-    @property
-    def suite(self) -> Path:
-        """The acceptance suite."""
-        return self.project / "testsuite" / "acceptance"
-
-    def regions(self, now: datetime) -> tuple[Region, ...]:
-        """The site's regions, or the embedded throw-away one."""
-        return self.site.regions or (embedded_region(self.state.keys / "region", now=now),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

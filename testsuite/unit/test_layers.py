@@ -14,7 +14,7 @@ LAYERS = (
     {"system"},
     {"inputs", "region", "sandbox", "store", "cloud", "ledger", "ledger_detail", "ledger_migrations"},
     {"describe", "build", "verify", "sign", "publish", "rotate", "airgap", "report", "gc", "notify", "policy"},
-    {"pipeline", "rebuild", "doctor"},
+    {"pipeline", "rebuild", "doctor", "installation"},
     {"cli"},
 )
 MODULES = sorted(ROOT.rglob("*.py"))
