@@ -25,7 +25,7 @@ from factory.model import (
     Verdict,
 )
 
-CONSOLE_LINES = 60
+CONSOLE_LINES = 40
 _CONSOLE_BYTES = 32 << 10
 
 Detail = dict[str, Any]
