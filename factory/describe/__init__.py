@@ -1,1 +1,169 @@
 # SPDX-License-Identifier: Apache-2.0
+"""describe: a description, the site and the regions become a recipe.
+
+The recipe's tree is self-contained: plain kiwi can build it, and it is the signed source tarball.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from factory import __version__
+from factory.describe.check import ntp_servers, region_faults, secret_faults, tree_faults, unused
+from factory.describe.checkout import checkout
+from factory.describe.host_apt import host_repositories
+from factory.describe.kiwi_xml import build_suites, config_faults, parse, read_config
+from factory.describe.load import DESCRIPTIONS, images, load_description, load_site
+from factory.describe.repositories import Sources, address, sources
+from factory.describe.resolve import overlay_files, write_tree
+from factory.errors import Fault, InputFault
+from factory.model import Description, Recipe, Region, Site
+from factory.system.files import appearing, tree_digest
+from factory.system.state import Run
+
+__all__ = ["build_sources", "check_image", "describe", "images", "load_description", "load_site"]
+
+
+def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ...], run: Run, now: datetime) -> Recipe:
+    """Resolve an image's description into ``run.tree`` and the recipe of it.
+
+    Args:
+        regions: the site's, or the embedded region.
+
+    Raises:
+        InputFault: the description or the site file has faults; all that could be found are told.
+    """
+    made = _resolve(project, image, site=site, regions=regions, now=now)
+    with appearing(run.tree) as partial:
+        found = _write(project, made, partial, site=site, regions=regions, now=now)
+    tree_sha256 = tree_digest(run.tree)
+    described = replace(made.description, declared_files=(*made.description.declared_files, *found))
+    at = checkout(project)
+    return Recipe(
+        description=described,
+        tree=run.tree,
+        tree_sha256=tree_sha256,
+        digest=_digest(described, tree_sha256),
+        commit=at.commit,
+        dirty=at.dirty,
+        repositories=made.sources.repositories,
+        mirrors=made.sources.mirrors,
+        keyrings=made.sources.keyrings,
+        regions=regions,
+        region_client=site.region_client,
+        ntp_servers=ntp_servers(made.description, site),
+        resolved_at=now,
+    )
+
+
+def check_image(
+    project: Path, image: str, *, site: Site, regions: tuple[Region, ...], now: datetime
+) -> tuple[Fault, ...]:
+    """The faults of what an image will carry to find its region servers; nothing is kept.
+
+    Raises:
+        InputFault: the description itself has faults.
+    """
+    description = load_description(project, image)
+    faults = region_faults(description, site, regions, now=now)
+    if faults:
+        return faults
+    made = _resolve(project, image, site=site, regions=regions, now=now)
+    with tempfile.TemporaryDirectory(prefix="factory-check-") as folder:
+        tree = Path(folder) / "tree"
+        try:
+            _write(project, made, tree, site=site, regions=regions, now=now)
+        except InputFault as found:
+            return found.faults
+    return ()
+
+
+def build_sources(project: Path, image: str, *, site: Site) -> Iterator[tuple[str, str, str]]:
+    """What a build of the image reads: (alias, address, suite); an empty address when nobody names one."""
+    host = host_repositories()
+    for repository in load_description(project, image).update_repositories:
+        mirror = site.mirrors.get(repository.alias) or address(repository, site, host)
+        for suite in repository.suites:
+            yield repository.alias, mirror, suite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Resolved:
+    """What is known before anything is written."""
+
+    description: Description
+    sources: Sources
+    config: str
+    suites: tuple[tuple[str, str, str], ...]
+
+
+def _resolve(project: Path, image: str, *, site: Site, regions: tuple[Region, ...], now: datetime) -> _Resolved:
+    description = load_description(project, image)
+    shown = f"{DESCRIPTIONS}/{image}/config.xml"
+    faults: list[Fault] = []
+    config, found = "", None
+    try:
+        config = read_config(project / shown, shown=shown)
+        faults += config_faults(parse(config, shown=shown), description, shown=shown)
+    except InputFault as wrong:
+        faults += wrong.faults or (Fault(place=shown, problem=wrong.message),)
+    try:
+        found = sources(description, site)
+    except InputFault as wrong:
+        faults += wrong.faults
+    known = {name: _quietly(project, name) for name in images(project)}
+    faults += unused(site, {name: one for name, one in known.items() if one is not None})
+    faults += region_faults(description, site, regions, now=now)
+    if faults or found is None:
+        raise InputFault(f"image '{image}' cannot be built as it is described", faults=tuple(faults))
+    return _Resolved(
+        description=description, sources=found, config=config, suites=build_suites(parse(config, shown=shown))
+    )
+
+
+def _quietly(project: Path, image: str) -> Description | None:
+    """Another image's description; its faults are told when it is built."""
+    try:
+        return load_description(project, image)
+    except InputFault:
+        return None
+
+
+def _write(
+    project: Path, made: _Resolved, tree: Path, *, site: Site, regions: tuple[Region, ...], now: datetime
+) -> tuple[str, ...]:
+    """Write the tree and judge it; returns the files it lays into the image."""
+    write_tree(
+        project,
+        tree,
+        made.description,
+        config=made.config,
+        suites=made.suites,
+        repositories=made.sources.repositories,
+        regions=regions,
+        client=site.region_client,
+        ntp_servers=ntp_servers(made.description, site),
+    )
+    faults = (*secret_faults(tree), *tree_faults(tree / "root", made.description, site, regions, now=now))
+    if faults:
+        raise InputFault(f"the build tree of '{made.description.name}' is not good", faults=faults)
+    return overlay_files(tree)
+
+
+def _digest(description: Description, tree_sha256: str) -> str:
+    """The digest of everything that shapes the output, but for the inputs."""
+    shaping = {
+        "description": dataclasses.asdict(description),
+        "tree": tree_sha256,
+        "factory": __version__,
+        "kiwi": version("kiwi"),
+    }
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()

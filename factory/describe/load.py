@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``image.toml`` and ``site.toml``, from files to frozen values: every fault at once, each with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from factory.describe.places import count, key_lines, place, read_toml
+from factory.describe.schema import ImageFile, RegionTable, ServerTable, SiteFile
+from factory.errors import Fault, InputFault
+from factory.model import (
+    Budgets,
+    Description,
+    Disk,
+    Notify,
+    Region,
+    RegionClient,
+    Registration,
+    Repository,
+    Retention,
+    Server,
+    Signing,
+    Site,
+    Target,
+)
+
+DESCRIPTIONS = "descriptions"
+COMMON = "common"
+IMAGE_FILE = "image.toml"
+
+
+def images(project: Path) -> tuple[str, ...]:
+    """The images that the project describes, by name."""
+    folder = project / DESCRIPTIONS
+    found = folder.iterdir() if folder.is_dir() else ()
+    return tuple(sorted(entry.name for entry in found if (entry / IMAGE_FILE).is_file() and entry.name != COMMON))
+
+
+def load_description(project: Path, image: str) -> Description:
+    """Read ``descriptions/<image>/image.toml``.
+
+    Raises:
+        InputFault: there is no such image, or the file has faults.
+    """
+    known = images(project)
+    if image not in known:
+        raise InputFault(
+            f"there is no image '{image}'",
+            hint=f"known: {', '.join(known)}" if known else f"'{project / DESCRIPTIONS}' holds no image.toml",
+        )
+    shown = f"{DESCRIPTIONS}/{image}/{IMAGE_FILE}"
+    path = project / shown
+    read = read_toml(path, ImageFile, shown=shown)
+    if read.image.name != image:
+        where = place(shown, key_lines(path.read_text()), ("image", "name"))
+        fault = Fault(place=where, problem=f"is '{read.image.name}'", cure=f"the folder is called '{image}'")
+        raise InputFault(f"'{shown}' has 1 fault", faults=(fault,))
+    return _description(read)
+
+
+def _description(read: ImageFile) -> Description:
+    return Description(
+        name=read.image.name,
+        line=read.image.line,
+        builder=read.image.builder,
+        arch=read.image.arch,
+        publish=read.image.publish,
+        login_user=read.image.login_user,
+        console_password=read.image.console_password,
+        disk=Disk(**read.disk.model_dump()),
+        metadata=dict(read.metadata),
+        update_repositories=tuple(
+            Repository(
+                alias=alias,
+                url=table.url or "",
+                suites=tuple(table.suites),
+                components=tuple(table.components),
+                key=table.key,
+            )
+            for alias, table in sorted(read.update_repositories.items())
+        ),
+        registration=Registration(**read.registration.model_dump()),
+        budgets=Budgets(
+            boot_timeout_s=read.verify.boot_timeout_s,
+            used_mib=read.verify.used_mib,
+            listening_ports=tuple(read.verify.listening_ports),
+            probe_package=read.verify.probe_package,
+        ),
+        retention=Retention(**read.retention.model_dump()),
+        ntp_servers=tuple(read.ntp.servers) if read.ntp else (),
+        declared_files=tuple(read.image.declared_files),
+    )
+
+
+def load_site(path: Path | None) -> Site:
+    """Read a site file; without one, every part is the embedded default. Paths in it are relative to it.
+
+    Raises:
+        InputFault: the file has faults, or names a PEM that is not there.
+    """
+    if path is None:
+        return Site()
+    read = read_toml(path, SiteFile, shown=path.name)
+    faults = _pem_faults(path, read)
+    if faults:
+        raise InputFault(f"'{path.name}' has {count(len(faults), 'fault')}", faults=tuple(faults))
+    signing = Signing(
+        fingerprint=read.signing.fingerprint.upper(),
+        gnupg_home=path.parent / Path(read.signing.gnupg_home).expanduser() if read.signing.gnupg_home else None,
+    )
+    return Site(
+        path=path,
+        mirrors=dict(read.mirrors),
+        update_repositories=dict(read.update_repositories),
+        regions=tuple(_region(region, path.parent) for region in read.region),
+        region_client=RegionClient(**read.region_client.model_dump()),
+        targets=tuple(Target(**target.model_dump()) for target in read.target) or (Target(),),
+        signing=signing,
+        ntp_servers=tuple(read.ntp.servers) if read.ntp else (),
+        retention=Retention(**read.retention.model_dump()) if read.retention else None,
+        notify=Notify(**read.notify.model_dump()),
+    )
+
+
+def _region(read: RegionTable, folder: Path) -> Region:
+    return Region(
+        name=read.name,
+        networks=tuple(read.networks),
+        servers=_servers(read.servers, folder),
+        update_servers=_servers(read.update_servers, folder),
+    )
+
+
+def _servers(read: Sequence[ServerTable], folder: Path) -> tuple[Server, ...]:
+    return tuple(
+        Server(name=one.name, ipv4=one.ipv4, ipv6=one.ipv6, pem=folder / one.pem, registry=one.registry) for one in read
+    )
+
+
+def _pem_faults(path: Path, read: SiteFile) -> list[Fault]:
+    lines = key_lines(path.read_text())
+    found = []
+    for number, region in enumerate(read.region):
+        for kind, servers in (("servers", region.servers), ("update_servers", region.update_servers)):
+            for position, server in enumerate(servers):
+                if not (path.parent / server.pem).is_file():
+                    where = place(path.name, lines, ("region", number, kind, position, "pem"))
+                    problem = f"'{server.pem}', the certificate of '{server.name}', does not exist"
+                    found.append(Fault(place=where, problem=problem, cure="the path is relative to the site file"))
+    return found

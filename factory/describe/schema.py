@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The closed schemas of ``image.toml`` and ``site.toml``: what people may write, and nothing else."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_ADDRESS = re.compile(r"https?://[^\s/?#\"'<>\\]+(/[^\s?#\"'<>\\]*)?")
+_HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
+
+
+def _web_address(text: str) -> str:
+    if not _ADDRESS.fullmatch(text):
+        raise ValueError("is not an http or https address")
+    if "@" in text.split("/")[2]:
+        raise ValueError("carries a user name or password: it would end up in images, logs and reports")
+    return text.rstrip("/")
+
+
+def _ipv4(text: str) -> str:
+    ipaddress.IPv4Address(text)
+    return text
+
+
+def _ipv6(text: str) -> str:
+    ipaddress.IPv6Address(text)
+    return text
+
+
+def _network(text: str) -> str:
+    ipaddress.ip_network(text)
+    return text
+
+
+def _host(text: str) -> str:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        if not _HOST.fullmatch(text):
+            raise ValueError("is neither a host name nor an address") from None
+    return text
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds a line break or another control character")
+    return text
+
+
+def _image_path(text: str) -> str:
+    if not re.fullmatch(r"/[^\s\x00-\x1f]+", text) or "/../" in f"{text}/":
+        raise ValueError("is not an absolute path")
+    return text
+
+
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+Host = Annotated[str, AfterValidator(_host)]
+Text = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_one_line)]
+Alias = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
+Suite = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+Component = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+ImagePath = Annotated[str, AfterValidator(_image_path)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Property = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]*$", max_length=255)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class Closed(BaseModel):
+    """A table that knows its keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# -- image.toml -------------------------------------------------------------------------------------------------------
+
+
+class ImageTable(Closed):
+    """``[image]``."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=63)]
+    line: Name
+    builder: Literal["kiwi"] = "kiwi"
+    arch: Literal["x86_64"] = "x86_64"
+    publish: Literal["every-night", "monthly", "on-security"] = "every-night"
+    login_user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "linux"
+    console_password: bool = True
+    declared_files: list[ImagePath] = []
+
+
+class DiskTable(Closed):
+    """``[disk]``."""
+
+    min_gib: Annotated[int, Field(ge=1, le=1024)] = 4
+    root_fs: Literal["ext4"] = "ext4"
+    firmware: Literal["bios"] = "bios"
+
+
+class RepositoryTable(Closed):
+    """``[update_repositories.ALIAS]``."""
+
+    url: WebAddress | None = None
+    suites: Annotated[list[Suite], Field(min_length=1)]
+    components: Annotated[list[Component], Field(min_length=1)] = ["main"]
+    key: ImagePath
+
+
+class RegistrationTable(Closed):
+    """``[registration]``."""
+
+    mode: Literal["on-demand", "byos", "none"] = "on-demand"
+    product: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+/[A-Za-z0-9_]+$")] = "debian/13/x86_64"
+
+
+class NtpTable(Closed):
+    """``[ntp]``."""
+
+    servers: Annotated[list[Host], Field(min_length=1)]
+
+
+class VerifyTable(Closed):
+    """``[verify]``."""
+
+    boot_timeout_s: Positive = 420
+    used_mib: Positive = 2048
+    listening_ports: list[Port] = [22]
+    probe_package: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")] = "hello"
+
+
+class RetentionTable(Closed):
+    """``[retention]``."""
+
+    monthly: NotNegative = 24
+    daily: NotNegative = 7
+    prev: NotNegative = 1
+
+
+class ImageFile(Closed):
+    """``image.toml``."""
+
+    image: ImageTable
+    disk: DiskTable = DiskTable()
+    metadata: dict[Property, Text] = {}
+    update_repositories: Annotated[dict[Alias, RepositoryTable], Field(min_length=1)]
+    registration: RegistrationTable = RegistrationTable()
+    ntp: NtpTable | None = None
+    verify: VerifyTable = VerifyTable()
+    retention: RetentionTable = RetentionTable()
+
+
+# -- site.toml --------------------------------------------------------------------------------------------------------
+
+
+class ServerTable(Closed):
+    """One entry of ``servers`` or ``update_servers``."""
+
+    name: Host
+    ipv4: Annotated[str, AfterValidator(_ipv4)] = ""
+    ipv6: Annotated[str, AfterValidator(_ipv6)] = ""
+    pem: Text
+    registry: Host | Literal[""] = ""
+
+
+class RegionTable(Closed):
+    """``[[region]]``."""
+
+    name: Name
+    networks: list[Annotated[str, AfterValidator(_network)]] = []
+    servers: Annotated[list[ServerTable], Field(min_length=1)]
+    update_servers: Annotated[list[ServerTable], Field(min_length=1)]
+
+
+class RegionClientTable(Closed):
+    """``[region_client]``."""
+
+    api: Text = "regionInfo"
+    cert_location: ImagePath = "/usr/lib/regionService/certs"
+    https_only: bool = True
+    data_provider: Text = "none"
+    instance_args: Text = "none"
+    package_backend: Text = "apt"
+    metadata_server: WebAddress | Literal[""] = ""
+
+
+class TargetTable(Closed):
+    """``[[target]]``."""
+
+    cloud: Name = "embedded"
+    visibility: Literal["public", "community", "shared", "private"] = "public"
+    policy: Literal["shadow", "overlap"] = "shadow"
+    region_name: Text | Literal[""] = ""
+    vendor: Name = "factory"
+
+
+class SigningTable(Closed):
+    """``[signing]``."""
+
+    fingerprint: Annotated[str, Field(pattern=r"^([0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})$")] = ""
+    gnupg_home: Text | None = None
+
+
+class NotifyTable(Closed):
+    """``[notify]``."""
+
+    mail: Annotated[str, Field(pattern=r"^$|^[^\s@<>,;]+@[^\s@<>,;]+$")] = ""
+    webhook: WebAddress | Literal[""] = ""
+
+
+class SiteFile(Closed):
+    """``site.toml``."""
+
+    mirrors: dict[Alias, WebAddress] = {}
+    update_repositories: dict[Alias, WebAddress] = {}
+    region: list[RegionTable] = []
+    region_client: RegionClientTable = RegionClientTable()
+    target: list[TargetTable] = []
+    signing: SigningTable = SigningTable()
+    ntp: NtpTable | None = None
+    retention: RetentionTable | None = None
+    notify: NotifyTable = NotifyTable()
