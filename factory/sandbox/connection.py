@@ -107,7 +107,7 @@ def _log_in(login: Login, stack: contextlib.ExitStack, *, timeout_s: float) -> N
     for attempt in range(_ATTEMPTS):
         control.unlink(missing_ok=True)
         attempt_stack = contextlib.ExitStack()
-        argv = ["ssh", "-F", str(login.config), "-o", "ControlMaster=yes", "-M", "-N", HOST]
+        argv = ["ssh", "-F", str(login.config), "-M", "-N", HOST]
         master = attempt_stack.enter_context(running(argv, log=log, grace_s=1.0))
         while master.poll() is None and time.monotonic() < deadline:
             if control.exists():

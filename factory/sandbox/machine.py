@@ -13,8 +13,8 @@ SSH_PORT = 22
 TCG_CPU = "qemu64,-cx16"
 """The fastest and steadiest model under TCG that Debian runs on (measured), without ``cmpxchg16b``.
 
-QEMU 7.2's emulation of that instruction loses the processor's flags now and then; Linux from 6.x on then dies of a double
-fault in its memory allocator, in four of ten boots. Without the feature bit the kernel does not use it.
+QEMU 7.2's emulation of that instruction loses the processor's flags now and then; Linux 6.12 then dies of a
+double fault in its memory allocator, in four of ten boots. Without the feature bit the kernel does not use it.
 """
 
 
