@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundles about small, real qcow2 files: what ``publish`` takes, without a night of building.
+"""Bundles about small, real qcow2 files: what ``publish`` takes, without a night.
 
-Compared with what ``sign`` makes: the same fields and files; the signatures are empty files, as nothing here reads them.
+Compared with what ``sign`` makes: the same fields and files; signatures are empty files, as nothing here reads them.
 """
 
 from __future__ import annotations
