@@ -122,6 +122,7 @@ def _tail(
         filesystem.expect_identity(like, marks)
         filesystem.mount_root(place, made, partition)
         place.run(["rm", "-rf", KIWI_TARGET / "build"])
+        filesystem.note_disk_id(place, marks)
         filesystem.clamp_times(place, marks.epoch)
         tree = contents.Tree(place.seen(ROOT))
         expect_tidy(tree)

@@ -90,6 +90,13 @@ def clamp_times(box: Box, epoch: int) -> None:
     box.run(["find", ROOT, "-xdev", "-newermt", f"@{epoch}", "-exec", *touch])
 
 
+def note_disk_id(box: Box, identity: Identity) -> None:
+    """Keep the builder's own record of the disk identifier, where the image has one, in step with the disk."""
+    note = box.seen(ROOT / "boot" / "mbrid")
+    if note.is_file() and not note.is_symlink():
+        note.write_text(f"0x{identity.disk_id:08x}\n")
+
+
 def write_filesystem(box: Box, disk: Path, partition: RootPartition, like: Format, identity: Identity) -> None:
     """Write the mounted root into a fresh file system on ``disk``, a file that is as long as the disk and empty."""
     fixed = {"SOURCE_DATE_EPOCH": str(identity.epoch), "E2FSPROGS_FAKE_TIME": str(identity.epoch)}
