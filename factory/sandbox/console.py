@@ -26,6 +26,8 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u
 _HOST_KEYS = re.compile(r"-----BEGIN SSH HOST KEY KEYS-----(.*?)-----END SSH HOST KEY KEYS-----", re.DOTALL)
 _HOST_KEY = re.compile(r"(ssh-[a-z0-9-]+|ecdsa-sha2-nistp[0-9]+) ([A-Za-z0-9+/]+=*)")
 MASK = "[masked]"
+LIMIT_BYTES = 16 << 20
+"""No boot says this much; a guest that does is flooding us."""
 
 
 def plain(text: str) -> str:
@@ -70,7 +72,7 @@ class Console:
             return ""
         with self.raw.open("rb") as file:
             file.seek(since_bytes)
-            return file.read().decode(errors="replace")
+            return file.read(LIMIT_BYTES).decode(errors="replace")
 
     def last_lines(self, count: int = 6, *, secrets: tuple[str, ...] = ()) -> tuple[str, ...]:
         """The last lines with something on them, safe to show."""

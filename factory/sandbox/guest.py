@@ -12,7 +12,7 @@ from pathlib import Path
 
 from factory.errors import CommandFailed, GuestSilent, GuestStopped, SandboxError
 from factory.sandbox.connection import HOST, Login, connection, lost, remote
-from factory.sandbox.console import FINISHED, Console, dead_end, host_keys, masked, plain
+from factory.sandbox.console import FINISHED, LIMIT_BYTES, Console, dead_end, host_keys, masked, plain
 from factory.sandbox.machine import Machine
 from factory.sandbox.qmp import Agent, Qmp
 from factory.system.clock import now
@@ -130,6 +130,8 @@ class Guest:
             if wanted.search(text):
                 return time.monotonic() - started
             self.expect_running()
+            if self._console.size_bytes() > LIMIT_BYTES:
+                raise self._trouble(GuestStopped, "the guest floods its console")
             if reason := dead_end(text):
                 raise self._trouble(GuestStopped, f"the guest stopped: {reason}")
             if time.monotonic() - started > timeout_s:

@@ -9,6 +9,7 @@ into connections made there. Its name server is the sandbox's: QEMU sees a ``res
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -34,15 +35,17 @@ def overlay(backing: Path, path: Path, *, disk_gib: int | None = None) -> Path:
     """Make a throw-away qcow2 at ``path`` on top of ``backing``, as large as it or ``disk_gib``.
 
     Raises:
-        SandboxError: ``backing`` is not a qcow2 that QEMU can read.
+        SandboxError: ``backing`` is not a qcow2 that QEMU can read, or is larger than ``disk_gib``.
     """
-    size = [f"{disk_gib}G"] if disk_gib else []
+    backing = backing.resolve()
     remove(path)
     try:
-        run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing.resolve(), path, *size],
-            timeout_s=60,
-        )
+        found = run(["qemu-img", "info", "--output=json", "-U", "-f", "qcow2", backing], timeout_s=60).stdout
+        has_bytes = int(json.loads(found)["virtual-size"])
+        if disk_gib and disk_gib << 30 < has_bytes:
+            raise SandboxError(f"'{backing.name}' does not fit on a disk of {disk_gib} GiB: it has {has_bytes} bytes")
+        size = [f"{disk_gib}G"] if disk_gib else []
+        run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, path, *size], timeout_s=60)
     except CommandFailed as failed:
         raise SandboxError(
             f"'{backing.name}' cannot be booted: it is not a qcow2 image that QEMU can read",
