@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """How gunicorn runs the region and update servers (``gunicorn --config python:factory.region.gunicorn_settings``).
 
-Threads, because a client that connects and says nothing must not keep others waiting; TLS 1.2 or better; an access log
-without headers, so without credentials; workers that die with their parent even when it is killed.
+Many threads and a limit on silence, because clients that connect and say nothing must not keep others waiting; TLS 1.2
+or better; an access log without headers, so without credentials; workers that die with their parent even when it is
+killed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import signal
 import ssl
 from collections.abc import Callable
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_SILENCE_S = 20.0
 
 worker_class = "gthread"
 workers = 1
-threads = 16
+threads = 64
 keepalive = 5
 timeout = 60
 graceful_timeout = 2
@@ -26,9 +29,28 @@ accesslog = "-"
 access_log_format = '%(t)s %(h)s "%(r)s" %(s)s %(B)s "%(a)s"'
 
 
+class _ImpatientSocket(ssl.SSLSocket):
+    """Where gunicorn would wait for a client forever, wait for a while."""
+
+    def settimeout(self, value: float | None) -> None:
+        super().settimeout(_SILENCE_S if value is None else value)
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except TimeoutError:
+            # closed here, because gunicorn would wait in its main thread for such a client to say goodbye
+            self.close()
+            raise ConnectionResetError(errno.ECONNRESET, "silent for too long") from None
+
+    def setblocking(self, flag: bool) -> None:  # noqa: FBT001 - the socket's own signature
+        self.settimeout(None if flag else 0.0)
+
+
 def ssl_context(_config: object, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
     """The TLS context of a listening socket."""
     context = default()
+    context.sslsocket_class = _ImpatientSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
