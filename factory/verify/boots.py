@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import GuestSilent, GuestStopped, SandboxError
+from factory.sandbox.console import FINISHED
 from factory.sandbox.guest import Guest
 from factory.sandbox.qemu import boot
 from factory.sandbox.seed import Datasource, Key, Seed, fresh_key, seed_files
@@ -182,17 +183,22 @@ def _other_boot(stage: Stage, noted: Noted, *, key: Key, password: str, folder: 
         keep_disk=True,
         masked_secrets=[password],
     ) as guest:
-        found = seen(guest)
-        noted.secrets.append(shown := shown_password(guest))
-        found["byos"] = {"guestregister_status": found["guestregister_status"]}
-        found["user_data_password"] = {
-            "shown": bool(shown),
-            "ssh": try_password(guest, user=user, password=password),
-            "console": console_login(guest, user=user, password=password),
-        }
-        noted.facts["other"] = found
+        note_other(guest, noted, user=user, password=password)
         guest.power_off()
         return guest.disk
+
+
+def note_other(guest: Guest, noted: Noted, *, user: str, password: str) -> None:
+    """Note what the other guest is, and try the password that its owner set."""
+    found = seen(guest)
+    noted.secrets.append(shown := shown_password(guest))
+    found["byos"] = {"guestregister_status": found.get("guestregister_status")}
+    found["user_data_password"] = {
+        "shown": bool(shown),
+        "ssh": try_password(guest, user=user, password=password),
+        "console": console_login(guest, user=user, password=password),
+    }
+    noted.facts["other"] = found
 
 
 def _new_instance(stage: Stage, noted: Noted, *, key: Key, disk: Path, folder: Path) -> None:
@@ -219,9 +225,13 @@ def _named(say: Say, name: str) -> Say:
 
 
 def reboot(guest: Guest, noted: Noted, *, before: dict[str, Any], timeout_s: float) -> None:
-    """Reboot the first guest and note what it is now."""
+    """Reboot the first guest and note what it is now. Host keys may have changed: that is for the suite to judge."""
+    mark = guest.mark()
     try:
-        guest.reboot(timeout_s=timeout_s)
+        guest.ssh("sudo -n systemctl reboot", check=False)
+        guest.disconnect()
+        guest.wait_for(FINISHED, timeout_s=timeout_s, since_bytes=mark, what="the end of its reboot")
+        guest.connect(known_host_keys=())
         noted.facts["reboot"] = {"before": before, "after": seen(guest)}
     except SandboxError as stopped:
         noted.trouble = "\n".join(stopped.lines())

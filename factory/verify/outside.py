@@ -145,10 +145,10 @@ def _knock(guest: Guest, ports: Sequence[int]) -> list[int]:
     return [int(word) for word in run(guest.login.namespace.inside(argv), timeout_s=120).stdout.split()]
 
 
-def agent_answers(guest: Guest) -> str:
+def agent_answers(guest: Guest, *, timeout_s: float = 20) -> str:
     """``answers``, or why QEMU's guest agent did not."""
     try:
-        guest.agent.ping(timeout_s=20)
+        guest.agent.ping(timeout_s=timeout_s)
     except SandboxError as silent:
         return silent.message
     return "answers"

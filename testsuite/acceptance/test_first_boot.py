@@ -98,7 +98,8 @@ def test_the_system_is_running(guest):
     """systemd finished the boot and has no job left."""
     found = guest.root("systemctl is-system-running || true").strip()
     jobs = guest.root("systemctl list-jobs --no-legend || true").strip()
-    assert found in {"running", "degraded"}, f"the boot is not finished: {found}: {jobs}"
+    assert found in {"running", "degraded"}, f"the boot is not finished: the system is {found}"
+    assert not jobs, f"the boot is not finished: {jobs}"
 
 
 # -- at later boots ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each check turns red, with its own message, on a guest spoiled in just its way; and is green on the healthy one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from factory.model import Artifact, Outcome
+from factory.system.clock import now
+from factory.system.state import State
+
+from .runner import Base, Found, healthy_base, look_at_mutants
+from .table import MUTANTS, Mutant
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_guest, pytest.mark.needs_image, pytest.mark.needs_mirror]
+SUITE = Path(__file__).parents[1] / "acceptance"
+
+
+@pytest.fixture(scope="module")
+def base(artifact: Artifact, shared_state: State, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Base]:
+    """The healthy guest, frozen."""
+    folder = tmp_path_factory.mktemp("mutants")
+    folder.chmod(0o700)
+    with healthy_base(artifact, state=shared_state, suite=SUITE, folder=folder, now=now()) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def healthy(base: Base) -> dict[str, Outcome]:
+    """What the suite says of an unspoiled clone."""
+    with base.clone() as (_, facts):
+        return {check.name: check.outcome for check in base.look(facts, marks="not later").checks}
+
+
+@pytest.fixture(scope="module")
+def found(base: Base, request: pytest.FixtureRequest) -> dict[str, Callable[[], Found]]:
+    """What the suite says of every mutant that this run asks for."""
+    asked = [
+        item.callspec.params["mutant"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.originalname == "test_the_check_turns_red"
+    ]
+    return look_at_mutants(base, asked or MUTANTS)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda one: one.check.removeprefix("test_").replace(".py::test", ""))
+def test_the_check_turns_red(
+    mutant: Mutant, found: dict[str, Callable[[], Found]], healthy: dict[str, Outcome]
+) -> None:
+    seen = found[mutant.check]()
+    was = healthy.get(mutant.check, Outcome.PASSED)
+    assert was is not Outcome.FAILED, "the check is red on a healthy guest, so that its red says nothing here"
+    assert seen.check.outcome is Outcome.FAILED, f"the check does not see the fault: {seen.check}"
+    assert re.search(mutant.says, seen.check.message, re.DOTALL), f"red for another cause: {seen.check.message}"
+    assert seen.phase == "call", f"red before the check began: {seen.check.message}"
