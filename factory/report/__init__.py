@@ -6,7 +6,9 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from factory.errors import InputFault
+from jinja2 import UndefinedError
+
+from factory.errors import InputFault, LedgerError
 from factory.ledger import Ledger
 from factory.report.page import index_page, page
 from factory.system.files import write_whole
@@ -22,13 +24,22 @@ def report(ledger: Ledger, run: Run, *, now: datetime) -> Path:
 
     Raises:
         InputFault: the ledger knows no such run.
-        LedgerError: the ledger cannot be read.
+        LedgerError: the ledger cannot be read, or what it says cannot be shown.
     """
     record = ledger.run(run.id)
     if record is None:
         raise InputFault(f"the ledger has no run {run.id}", hint="runs that 'factory nightly' made have a page")
     path = run.path / PAGE
-    write_whole(path, page(record, ledger.previous_green(run.image, run.id), now=now, logs=_logs(run)))
+    previous = ledger.previous_green(run.image, run.id)
+    try:
+        text = page(record, previous, now=now, logs=_logs(run))
+    except (UndefinedError, KeyError, TypeError, ValueError) as unfit:
+        raise LedgerError(
+            f"what the ledger says about run {run.id} cannot be shown",
+            facts=(("said", str(unfit)),),
+            hint="it may have been recorded by another version of the factory",
+        ) from unfit
+    write_whole(path, text)
     index(ledger, run.path.parent, now=now)
     return path
 

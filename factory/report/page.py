@@ -88,7 +88,7 @@ def headline(run: RunRecord) -> Headline:
     failed = sum(1 for one in checks if one["outcome"] == "failed")
     last = run.stages[-1].stage if run.stages else "its start"
     titles = {
-        "published": f"{run.line}_latest is this image",
+        "published": f"Published as {run.line}_latest",
         "withheld": "Good, but withheld",
         "unchanged": "Nothing changed",
         "red": f"Red: {failed} of {len(checks)} checks failed",
@@ -243,7 +243,7 @@ def _environment() -> jinja2.Environment:
         "size": text.size,
         "moment": text.moment,
         "grouped": text.grouped,
-        "link": lambda path: quote(str(path)),
+        "link": lambda path: quote(str(path), errors="surrogateescape"),
         "tone": lambda outcome: _TONES.get(outcome, "idle"),
         "mark": lambda outcome: _MARKS[_TONES.get(outcome, "idle")],
         "topics": topics,
