@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
 
 from factory.ledger import Ledger, detail_of
 from factory.model import Artifact, Bundle, Package, Publication, Role, Rotations, Verdict
 from factory.report import report
 from factory.system.files import sha256_file
 from factory.system.state import Run, State
+from testsuite import samples
 
 NIGHT = samples.NIGHT
 PACKAGES = tuple(Package(name=f"package-{number:03d}", version=f"1.{number}-1", arch="amd64") for number in range(280))

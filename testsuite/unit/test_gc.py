@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import samples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from factory.inputs.lock import Input, write_lock
 from factory.model import Bundle, Publication, Rotations
 from factory.system.lock import exclusive
 from factory.system.state import Run, State
+from testsuite import samples
 
 NOW = samples.NIGHT
 LIMITS = Limits(whole_runs=2, recorded_runs=4, blob_days=14)

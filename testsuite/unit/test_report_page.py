@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from factory.report.changes import changes
 from factory.report.page import headline, index_page, package_changes, page, stage_line, tiles, topics
 from factory.report.text import duration, moment, size, size_change, visible
 from factory.system.state import Run, State
+from testsuite import samples
 
 NIGHT = samples.NIGHT
 RUN_ID = "20261121-020000-debian13"

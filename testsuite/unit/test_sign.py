@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-import samples
 from defusedxml import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +29,7 @@ from factory.sign.openpgp import Home, own_home, parse_keys, parse_signatures
 from factory.sign.verify import verify_signatures
 from factory.system.run import run as run_program
 from factory.system.state import State
+from testsuite import samples
 
 NIGHT = samples.NIGHT
 LATER = NIGHT + timedelta(minutes=10)
