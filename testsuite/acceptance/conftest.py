@@ -20,6 +20,7 @@ import testinfra
 
 SCHEMA = "acceptance/1"
 _DETAIL_CHARACTERS = 4000
+_TOLD = pytest.StashKey()
 
 
 def pytest_addoption(parser):
@@ -56,16 +57,20 @@ class Guest:
         return self.host.run("sudo -n env LC_ALL=C sh -c %s", script)
 
 
-@pytest.fixture(scope="session")
-def facts(pytestconfig):
-    """Everything the checks may expect, as attributes; absent parts are None."""
-    name = pytestconfig.getoption("--facts")
+def pytest_configure(config):
+    name = config.getoption("--facts")
     if not name:
         raise pytest.UsageError("--facts FILE is missing: the suite has to know what to expect")
     found = json.loads(Path(name).read_text(), object_hook=_Facts)
     if found.schema != SCHEMA:
         raise pytest.UsageError(f"{name} has the schema {found.schema!r}, not {SCHEMA!r}")
-    return found
+    config.stash[_TOLD] = found
+
+
+@pytest.fixture(scope="session")
+def facts(pytestconfig):
+    """Everything the checks may expect, as attributes; absent parts are None."""
+    return pytestconfig.stash[_TOLD]
 
 
 class _Facts(SimpleNamespace):
