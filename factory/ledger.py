@@ -142,9 +142,10 @@ class Ledger:
         Raises:
             LedgerError: damaged, not reachable, or written by a newer factory.
         """
-        made = sa.URL.create("sqlite", database=str(url)) if isinstance(url, Path) else None
-        with _told(str(made or url)):
-            engine = _engine(made or sa.make_url(str(url)))
+        with _told("its address"):
+            made = sa.URL.create("sqlite", database=str(url)) if isinstance(url, Path) else sa.make_url(url)
+        with _told(made.render_as_string()):
+            engine = _engine(made)
             try:
                 _migrate(engine)
             except BaseException:
@@ -203,18 +204,18 @@ class Ledger:
                 row = _Stage(stage=stage)
                 run.stages.append(row)
             row.outcome, row.started_at, row.seconds = outcome, started_at, seconds
-            row.message, row.detail = message, kept
+            row.message, row.detail = _storable(message), kept
             row.digest = digest or str(kept.get("sha256") or kept.get("digest") or "")
             run.inputs_digest = str(kept.get("inputs_digest") or run.inputs_digest)
             if outcome == "broken":
-                run.outcome, run.message = outcome, message
+                run.outcome, run.message = outcome, row.message
                 run.ended_at = datetime.fromtimestamp(started_at.timestamp() + seconds, tz=UTC)
 
     def end_run(self, run_id: str, *, outcome: str, ended_at: datetime, message: str = "") -> None:
         """Say how a run ended."""
         with self._writing() as session:
             run = _run_row(session, run_id, run_id.split("-", 2)[-1])
-            run.outcome, run.ended_at, run.message = outcome, ended_at, message
+            run.outcome, run.ended_at, run.message = outcome, ended_at, _storable(message)
 
     def forget(self, run_ids: Sequence[str]) -> None:
         """Drop runs and their stages."""
@@ -319,6 +320,11 @@ def _told(url: str) -> Iterator[None]:
         raise LedgerError(
             f"the ledger '{shown}' cannot be used", facts=(("said", str(trouble)),), hint=f"repair or {_LOST}"
         ) from None
+
+
+def _storable(text: str) -> str:
+    """Text as every database takes it: PostgreSQL refuses NUL, and no database stores half a surrogate pair."""
+    return text.replace("\0", "\u2400").encode(errors="replace").decode()
 
 
 def _run_row(session: Session, run_id: str, image: str) -> _Run:

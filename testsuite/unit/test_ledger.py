@@ -234,6 +234,13 @@ def test_an_address_that_leads_nowhere_is_told(url):
         Ledger.open(url)
 
 
+def test_a_password_in_the_address_is_not_shown():
+    with pytest.raises(LedgerError) as told:
+        Ledger.open("postgresql+nodriver://factory:s3cret@127.0.0.1:1/ledger")
+    assert "s3cret" not in "".join(told.value.lines())
+    assert "factory:***@127.0.0.1" in told.value.message
+
+
 # -- details ----------------------------------------------------------------------------------------------------------
 
 
@@ -356,5 +363,9 @@ def test_ages_are_told_in_the_unit_that_fits(minutes, words):
 @given(st.text(max_size=50))
 def test_any_text_is_kept_as_it_is(text):
     with Ledger.open("sqlite://") as opened:
-        opened.record_stage("a-b-c", "build", outcome="done", started_at=NIGHT, seconds=1, detail={"said": text})
-        assert opened.run("a-b-c").detail["build"] == {"said": text}
+        opened.record_stage(
+            "a-b-c", "build", outcome="done", started_at=NIGHT, seconds=1, message=text, detail={"said": text}
+        )
+        found = opened.run("a-b-c").stages[0]
+        assert found.detail == {"said": text}
+        assert found.message == text.replace("\0", "\u2400")
