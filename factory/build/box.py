@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
-from factory.build.leftovers import own_mark
+from factory.build.leftovers import detach_loops, own_mark
 from factory.errors import BuildError
 from factory.system.files import remove
 from factory.system.namespaces import NetworkNamespace
@@ -116,13 +116,16 @@ def box(
         with running(network.inside([*unshare, *map(str, init)]), log=log, pass_fds=[theirs], grace_s=0):
             os.close(theirs)
             pid = _reported(ours, log)
-            with os.fdopen(os.pidfd_open(pid)) as alive:
-                try:
-                    yield Box(pid=pid)
-                finally:
-                    _end(pid, alive.fileno())
+            alive = os.pidfd_open(pid)
+            try:
+                yield Box(pid=pid)
+            finally:
+                _end(pid, alive)
+                os.close(alive)
     finally:
         os.close(ours)
+        # ended between attaching a device and holding it, as a builder that was stopped may be
+        detach_loops(lambda file: own_mark() in file, lambda _: None)
         remove(disk)
 
 

@@ -100,7 +100,7 @@ def _run(
                 raise failure(argv, f"did not end within {_TIMEOUT_S:.0f} s", log=log)
             if present - said >= _SAY_EVERY_S:
                 said = present
-                say(f"kiwi, {present - started:.0f} s: {doing(last_lines(log))}")
+                say(f"kiwi, {present - started:.0f} s: {doing(last_lines(log, size_bytes=1 << 16))}")
     if status:
         raise failure(argv, ending(status, time.monotonic() - started), log=log)
 

@@ -41,15 +41,19 @@ def is_dead(name: str, started: Callable[[int], str | None] = start_time) -> boo
     return found is not None and started(int(found[1])) != found[2]
 
 
-def clean_leftovers(folders: Iterable[Path], say: Callable[[str], None]) -> None:
-    """Detach loop devices of dead boxes, and remove their files below ``folders``."""
+def detach_loops(belongs: Callable[[str], bool], say: Callable[[str], None]) -> None:
+    """Detach every loop device whose backing file ``belongs``; one in use is detached by its last close."""
     for backing in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
         with contextlib.suppress(OSError, CommandFailed):
-            file = backing.read_text().strip()
-            if is_dead(file):
+            if belongs(backing.read_text().strip()):
                 device = f"/dev/{backing.parents[1].name}"
                 say(f"detaching {device}, which a killed build left")
                 run(["losetup", "-d", device], timeout_s=60)
+
+
+def clean_leftovers(folders: Iterable[Path], say: Callable[[str], None]) -> None:
+    """Detach loop devices of dead boxes, and remove their files below ``folders``."""
+    detach_loops(is_dead, say)
     for folder in folders:
         for left in sorted(folder.glob("factory-box-*")):
             if is_dead(left.name):

@@ -34,15 +34,16 @@ with network_namespace() as network, box(
     description=folder, folder=folder, network=network, memory_bytes=memory_bytes, log=folder / "box.log"
 ) as made:
     print("ready", flush=True)
-    made.run(["bash", "-c", sys.argv[3]], log=folder / "inside.log", timeout_s=300)
+    made.run(["bash", "-c", sys.argv[3], sys.argv[4]], log=folder / "inside.log", timeout_s=300)
 """
 DISK_WORK = """
 set -e
+disk=$0 # named for this test alone: a device that kept another name than the box's mark must be noticed too
 cd /run/factory/target
 while :; do
-    truncate -s 64M disk.raw
-    printf 'label: dos\\nstart=2048, type=83\\n' | sfdisk --quiet --no-reread disk.raw
-    dev=$(losetup -f --show disk.raw)
+    truncate -s 64M $disk
+    printf 'label: dos\\nstart=2048, type=83\\n' | sfdisk --quiet --no-reread $disk
+    dev=$(losetup -f --show "$disk")
     echo "$dev" >>/run/factory/target/devices
     partx --add "$dev"
     mkfs.ext4 -q -F "${dev}p1"
@@ -145,6 +146,10 @@ def test_a_host_that_cannot_make_a_box_says_so(tmp_path: Path) -> None:
 # -- kill -9
 
 
+def disk_name(folder: Path) -> str:
+    return f"{folder.parent.name}-{folder.name}.raw"
+
+
 def loop_files() -> dict[str, str]:
     found = {}
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
@@ -168,7 +173,7 @@ def processes_with(mark: str) -> list[str]:
 
 
 def start_box(folder: Path, work: str, *, memory_bytes: int) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-c", BOX, str(folder), str(memory_bytes), work]
+    argv = [sys.executable, "-c", BOX, str(folder), str(memory_bytes), work, disk_name(folder)]
     started = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert started.stdout is not None
     assert started.stdout.readline() == "ready\n"
@@ -180,7 +185,7 @@ def eventually_nothing(folder: Path, mark: str) -> None:
     while True:
         left = {
             "processes": processes_with(mark),
-            "loops": {name: file for name, file in loop_files().items() if mark in file},
+            "loops": {name: file for name, file in loop_files().items() if mark in file or disk_name(folder) in file},
             "mounts": [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(folder) in line],
         }
         if not any(left.values()) or time.monotonic() > deadline:
@@ -231,7 +236,7 @@ def test_a_device_attached_but_not_yet_held_is_cleaned_at_the_next_start(tmp_pat
 
 
 def test_a_box_that_ends_by_itself_leaves_nothing(tmp_path: Path) -> None:
-    work = "cd /run/factory/target && truncate -s 8M x && losetup -f --show x && sleep 1000 & disown; exit 0"
+    work = "cd /run/factory/target && truncate -s 8M $0 && losetup -f --show $0 && sleep 1000 & disown; exit 0"
     started = start_box(tmp_path, work, memory_bytes=64 * MIB)
     assert started.wait(timeout=30) == 0
     eventually_nothing(tmp_path, f"factory-box-{started.pid}-")
