@@ -164,7 +164,7 @@ def test_a_server_that_does_not_start_is_named(tmp_path: Path) -> None:
         sandbox_network(
             (),
             services=lambda _: contextlib.nullcontext(),
-            names={"a..b": ["192.0.2.1"]},
+            names={"a" * 70: ["192.0.2.1"]},
             workdir=tmp_path,
             say=silent,
         ),
