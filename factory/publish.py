@@ -41,10 +41,9 @@ def publish(
     artifact, line = bundle.artifact, bundle.artifact.recipe.description.line
     expect_digest(artifact.path, artifact.sha256)
     _check(bundle, target, say)
-    recover(store, line, now=now, say=say, lease_s=lease_s, keep=artifact.sha512)
+    images = recover(store, line, now=now, say=say, lease_s=lease_s, keep=artifact.sha512).images
     for image in foreign(store, line):
         say(f"ALARM: '{image.name}' is also the name of {image.id}, owned by {image.owner}; it is left alone")
-    images = store.list_line(line)
     present = _present(images, artifact)
     if present is not None and (present.role != Role.CANDIDATE or present.tested):
         say(f"{line}: this build is image {present.id} already ({present.role})")

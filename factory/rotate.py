@@ -42,8 +42,8 @@ def rotate(release: Release, *, store: ImageStore, now: datetime, say: Say, leas
         StoreError: the store is away, or the release is not fit.
     """
     line = release.bundle.artifact.recipe.description.line
-    recover(store, line, now=now, say=say, lease_s=lease_s, keep=release.image_id)
-    planned = plan(store.list_line(line), release.image_id, line=line, policy=release.target.policy)
+    images = recover(store, line, now=now, say=say, lease_s=lease_s, keep=release.image_id).images
+    planned = plan(images, release.image_id, line=line, policy=release.target.policy)
     return apply(planned, store, target=release.target, now=now, say=say)
 
 
@@ -165,8 +165,8 @@ def apply(plan: RotationPlan, store: ImageStore, *, target: Target, now: datetim
 
 def rollback(line: str, *, store: ImageStore, target: Target, now: datetime, say: Say) -> Rotation:
     """Withdraw the latest image of a line in favour of the previous one. The caller has the local lock."""
-    recover(store, line, now=now, say=say)
-    return apply(plan_rollback(store.list_line(line), line=line), store, target=target, now=now, say=say)
+    images = recover(store, line, now=now, say=say).images
+    return apply(plan_rollback(images, line=line), store, target=target, now=now, say=say)
 
 
 def reconcile(
@@ -182,7 +182,7 @@ def reconcile(
         if not repairs or repairs[0].case != "C1":
             refuse_if_held(images, line=line, now=now, lease_s=lease_s, holder=store.holder)
     else:
-        repairs = recover(store, line, now=now, say=say, lease_s=lease_s)
+        repairs = recover(store, line, now=now, say=say, lease_s=lease_s).repairs
     return tuple(
         Step(
             name=repair.case,

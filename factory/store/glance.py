@@ -140,8 +140,9 @@ class GlanceStore:
         found = self._settled({"owner": self.project_id})
         return _newest_first(image for image in found if image.owner == self.project_id)
 
-    def named(self, name: str) -> tuple[StoredImage, ...]:
-        return _newest_first(image for image in self._settled({"name": name}) if image.name == name)
+    def named(self, *names: str) -> tuple[StoredImage, ...]:
+        quoted = ",".join(f'"{name}"' for name in names)
+        return _newest_first(image for image in self._settled({"name": f"in:{quoted}"}) if image.name in names)
 
     def get(self, image_id: str) -> StoredImage | None:
         answer = self._send("GET", f"/images/{image_id}", accept=(_OK, _NOT_FOUND))
@@ -261,10 +262,16 @@ class GlanceStore:
 
     def _attempt(self, method: str, path: str, **options: object) -> tuple[Response | None, Exception | None]:
         from keystoneauth1 import exceptions as failures
+        from openstack.exceptions import ServiceDiscoveryException
 
         try:
             return self._connection.image.request(path, method, raise_exc=False, connect_retries=0, **options), None
-        except (failures.ConnectionError, failures.RetriableConnectionFailure, failures.DiscoveryFailure) as failed:
+        except (
+            failures.ConnectionError,
+            failures.RetriableConnectionFailure,
+            failures.DiscoveryFailure,
+            ServiceDiscoveryException,
+        ) as failed:
             return None, failed
         except failures.HttpError as failed:  # from Keystone, on the way to a token
             if failed.http_status in _PASSING:

@@ -66,8 +66,8 @@ class MemoryStore:
     def list_all(self) -> tuple[StoredImage, ...]:
         return self._sorted(lambda image: image.owner == self._project_id)
 
-    def named(self, name: str) -> tuple[StoredImage, ...]:
-        return self._sorted(lambda image: image.name == name and self._sees(image))
+    def named(self, *names: str) -> tuple[StoredImage, ...]:
+        return self._sorted(lambda image: image.name in names and self._sees(image))
 
     def get(self, image_id: str) -> StoredImage | None:
         image = self.service.images.get(image_id)

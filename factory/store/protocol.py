@@ -47,8 +47,8 @@ class ImageStore(Protocol):
     def list_all(self) -> tuple[StoredImage, ...]:
         """Every image of ours, of every line and of none."""
 
-    def named(self, name: str) -> tuple[StoredImage, ...]:
-        """Every image that we can see under a name, whoever owns it: to report it, never to act on it."""
+    def named(self, *names: str) -> tuple[StoredImage, ...]:
+        """Every image that we can see under these names, whoever owns it: to report it, never to act on it."""
 
     def create(self, image_id: str, attributes: Mapping[str, object]) -> StoredImage:
         """Make a record without bytes; of several callers with one id exactly one succeeds.

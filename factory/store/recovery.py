@@ -53,6 +53,14 @@ class Repair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """What was done to bring a line to order, and its images then."""
+
+    repairs: tuple[Repair, ...]
+    images: tuple[StoredImage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
     """A line, sorted by what users see."""
 
@@ -111,8 +119,8 @@ def foresee(
 
 def recover(
     store: ImageStore, line: str, *, now: datetime, say: Say, lease_s: float = LEASE_S, keep: str = ""
-) -> tuple[Repair, ...]:
-    """Repair the line until it is in order; returns what was done. The caller has the local lock of the line.
+) -> Recovered:
+    """Repair the line until it is in order. The caller has the local lock of the line.
 
     A latest image that nobody can list is shown at once; everything else waits while another factory holds the line.
 
@@ -127,7 +135,7 @@ def recover(
         if not repairs or repairs[0].case != "C1":
             refuse_if_held(images, line=line, now=now, lease_s=lease_s, holder=store.holder)
         if not repairs:
-            return tuple(done)
+            return Recovered(repairs=tuple(done), images=images)
         for repair in repairs:
             say(f"{line}: {'ALARM, ' if repair.alarm else ''}{repair.why} ({repair.case}, {repair.image_id})")
             carry_out(repair, store)
@@ -159,7 +167,7 @@ def refuse_if_held(
 
 def foreign(store: ImageStore, line: str) -> tuple[StoredImage, ...]:
     """Images under this line's names that are not this line's: to be reported, never touched."""
-    found = (*store.named(latest_name(line)), *store.named(prev_name(line)))
+    found = store.named(latest_name(line), prev_name(line))
     return tuple(image for image in found if image.owner != store.project_id or image.line != line)
 
 

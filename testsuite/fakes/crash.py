@@ -41,8 +41,8 @@ class CrashingStore:
     def list_all(self) -> tuple[StoredImage, ...]:
         return self._store.list_all()
 
-    def named(self, name: str) -> tuple[StoredImage, ...]:
-        return self._store.named(name)
+    def named(self, *names: str) -> tuple[StoredImage, ...]:
+        return self._store.named(*names)
 
     def get(self, image_id: str) -> StoredImage | None:
         return self._store.get(image_id)

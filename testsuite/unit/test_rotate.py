@@ -510,7 +510,7 @@ def test_no_sequence_of_killed_runs_breaks_the_line(operations: list[Operation])
         if had_latest:
             expect_never_broken(world.images, LINE, prev=had_prev and name == "night")
     recover(world.store(), LINE, now=world.now, say=silent)
-    assert recover(world.store(), LINE, now=world.now, say=silent) == ()
+    assert recover(world.store(), LINE, now=world.now, say=silent).repairs == ()
     if any(found.tested and found.role != "withdrawn" for found in world.images):
         expect_order(world.images, LINE, prev=world.has(PREV))
 
