@@ -8,10 +8,10 @@ grep -q '^GRUB_DISTRIBUTOR=' /etc/default/grub || echo 'GRUB_DISTRIBUTOR=Debian'
 : >/etc/machine-id
 rm -f /var/lib/dbus/machine-id /etc/ssh/ssh_host_* /etc/hostname
 rm -f /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
-rm -rf /var/lib/cloud /var/lib/chrony/*
+rm -rf /var/lib/cloud /var/lib/chrony/* /var/lib/wtmpdb/* /var/lib/lastlog/*
 
 # the resolver's own list of servers: no stub listens
-rm -f /etc/resolv.conf /etc/resolv.conf.bak
+rm -f /etc/resolv.conf /etc/.resolv.conf.systemd-resolved.bak
 ln -s ../run/systemd/resolve/resolv.conf /etc/resolv.conf
 
 # logs, caches, backups, temporary files

@@ -26,10 +26,13 @@ def checkout(project: Path) -> Checkout:
     try:
         if _git(project, "rev-parse", "--is-inside-work-tree").strip() != "true":
             return Checkout()
-        commit = _git(project, "log", "-1", "--format=%H", "--", DESCRIPTIONS).strip()
         changes = _git(project, "status", "--porcelain", "--untracked-files=all", "--", DESCRIPTIONS)
     except CommandFailed:
         return Checkout()
+    try:
+        commit = _git(project, "log", "-1", "--format=%H", "--", DESCRIPTIONS).strip()
+    except CommandFailed:
+        commit = ""  # nothing is committed yet
     return Checkout(commit=commit, dirty=bool(changes.strip()) or not commit)
 
 

@@ -77,6 +77,8 @@ done
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+# programs that kiwi runs inside the root tree would look for it there
+unset TMPDIR
 : >"$scratch/kiwi.yml"
 if [ ! -e /dev/mapper/control ]; then
     # no device-mapper here: partitions by partx instead of kpartx

@@ -124,7 +124,18 @@ def config_faults(root: etree._Element, description: Description, *, shown: str)
             yield Fault(
                 place=where, problem=f"'{alias}' is not in [update_repositories] of image.toml", cure=f"known: {known}"
             )
+    yield from _suite_faults(root, description, shown)
     yield from _type_faults(root, description, shown)
+
+
+def _suite_faults(root: etree._Element, description: Description, shown: str) -> Iterator[Fault]:
+    """A build reads what an instance will: the factory builds from the suites of image.toml, plain kiwi from these."""
+    wanted = {(one.alias, suite) for one in description.update_repositories for suite in one.suites}
+    found = {(alias, suite) for alias, suite, _ in build_suites(root)}
+    aliases = {one.alias for one in description.update_repositories}
+    for alias, suite in sorted(pair for pair in found - wanted if pair[0] in aliases):
+        problem = f"reads suite '{suite}' of '{alias}', which image.toml does not name"
+        yield Fault(place=f"{shown}:{root.sourceline} repository", problem=problem, cure="write both alike")
 
 
 def _type_faults(root: etree._Element, description: Description, shown: str) -> Iterator[Fault]:
