@@ -12,10 +12,13 @@ case " $* " in
     link="$(dirname "$file")/$(cat "$place/etc/mark").$$"
     ln "$file" "$link" || exit
     dev=$("$real" -P "${@:1:$#-1}" "$link") || exit
+    # opened here first: a holder that starts late would find the device cleared already
+    exec 3<"$dev"
     # -P: with the partition-scan flag the kernel drops partition nodes on clearing, even those that partx added
-    setsid bash -c 'exec -a loop-holder sleep infinity' <"$dev" >/dev/null 2>&1 &
+    setsid bash -c 'exec -a loop-holder sleep infinity' <&3 3<&- >/dev/null 2>&1 &
     echo $! >"$place/loops/$(basename "$dev")"
     "$real" -d "$dev" # a device in use is only marked to clear itself
+    exec 3<&-
     rm -f "$link"
     echo "$dev"
     ;;
