@@ -25,6 +25,7 @@ from factory.inputs.view import RepositoryView
 from factory.model import Region, RegionClient, Server
 from factory.region.certificates import Issued, issue
 from factory.region.config import items, region_data, registry
+from factory.region.online import handshake_problem
 from factory.region.registrations import RegisteredSystem, Registrations
 from factory.region.update import UpdateSettings
 from factory.system.namespaces import NetworkNamespace
@@ -34,6 +35,7 @@ _HTTPS, _HTTP = 443, 80
 _STAND_IN_DAYS = 30
 _READY_S = 60.0
 _GRACE_S = 3.0
+_HANDSHAKE_S = 5.0
 _PROBE = """
 import http.client, ssl, sys
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -174,6 +176,7 @@ def serve(
     now: datetime,
     say: Callable[[str], None],
     client: RegionClient | None = None,
+    handshake: bool = True,
 ) -> Iterator[RegionServices]:
     """Play all servers of these regions for the length of the block.
 
@@ -184,6 +187,7 @@ def serve(
         view: what update servers give out.
         product: NAME/VERSION/ARCH that may register; others get 422.
         client: where images keep the PEMs, and whether port 80 must answer.
+        handshake: also ask the real region servers whose keys are not ours, for ``region_proof``.
 
     Raises:
         InputFault: the regions cannot be served.
@@ -199,7 +203,7 @@ def serve(
     services = RegionServices(
         namespace=namespace,
         replacement_pems=_replacements(regions, played, client),
-        region_proof=region_proof(regions),
+        region_proof=region_proof(regions, reached=shake_hands(regions, client) if handshake else ()),
         region_addresses=tuple(address for server in _region_servers(played) for address in server.addresses),
         update_addresses=tuple(address for server in _update_servers(played) for address in server.addresses),
         update_names={address: one.name for one in _update_servers(played) for address in one.addresses},
@@ -221,8 +225,8 @@ def serve(
         services.close()
 
 
-def region_proof(regions: Sequence[Region]) -> str:
-    """Which certificates a registration in the sandbox proves, in words."""
+def region_proof(regions: Sequence[Region], *, reached: Sequence[str] = ()) -> str:
+    """Which certificates a registration in the sandbox proves, in words; ``reached`` names servers that shook hands."""
     servers = _region_servers(regions)
     ours = [server.name for server in servers if server.key]
     foreign = [server.name for server in servers if not server.key]
@@ -233,9 +237,21 @@ def region_proof(regions: Sequence[Region]) -> str:
     if foreign:
         said.append(
             f"for {', '.join(foreign)} the key is not ours: registration with a stand-in certificate, "
-            "the image's own one by the static rules only"
+            "the image's own one by the static rules"
         )
+        real = [name for name in foreign if name in reached]
+        said.append(f"and by a TLS handshake with {', '.join(real)}" if real else "and by no TLS handshake")
     return "; ".join(said) or "no region server"
+
+
+def shake_hands(regions: Sequence[Region], client: RegionClient) -> tuple[str, ...]:
+    """The names of the region servers of others that can be reached from here and accept what images pin."""
+    refused = set()
+    foreign = {item: server for item, server in items(regions).items() if server.key is None}
+    for item, server in foreign.items():
+        if handshake_problem(item, server.pem.read_text(), client.api, timeout_s=_HANDSHAKE_S):
+            refused.add(server.name)
+    return tuple(dict.fromkeys(server.name for server in foreign.values() if server.name not in refused))
 
 
 def _region_servers(regions: Sequence[Region]) -> tuple[Server, ...]:

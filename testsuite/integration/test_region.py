@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -21,7 +23,7 @@ from factory.region.embedded import embedded_region
 from factory.region.services import RegionServices, serve
 from factory.system.clock import now
 from factory.system.namespaces import NetworkNamespace, network_namespace
-from factory.system.run import run
+from factory.system.run import run, running
 from testsuite.integration.region_fixtures import Instance, Recorded, make_instance, record_repository
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
@@ -282,6 +284,7 @@ def spoiled_services(
         now=now(),
         say=lambda _: None,
         client=client,
+        handshake=False,
     )
 
 
@@ -473,6 +476,116 @@ def test_a_stand_in_takes_the_place_of_certificates_whose_key_is_not_ours(
         done = guest.guestregister()
         assert done.returncode == 0, done.stderr
         assert len(services.registrations()) == 1
+
+
+HANDSHAKE = """
+import sys
+from factory.region.online import handshake_problem
+print(handshake_problem(sys.argv[1], open(sys.argv[2]).read(), "regionInfo", timeout_s=5))
+"""
+
+
+def test_a_handshake_tells_whether_the_pinned_certificate_is_the_servers(
+    services: RegionServices, region: Region
+) -> None:
+    def ask(item: str, pem: Path) -> str:
+        return run(services.namespace.inside([sys.executable, "-c", HANDSHAKE, item, pem]), timeout_s=20).stdout.strip()
+
+    ours, other = (server.pem for server in region.servers)
+    assert ask(REGION_A, ours) == ""
+    assert "certificate verify failed" in ask(REGION_A, other)
+    assert "refused" in ask("203.0.113.1", ours) or "unreachable" in ask("203.0.113.1", ours)
+    services.stop(REGION_A)
+    assert "refused" in ask(REGION_A, ours)
+
+
+def test_with_ipv6_it_registers_over_ipv6(region: Region, recorded: Recorded, tmp_path: Path) -> None:
+    six = iter(["2001:db8::10", "2001:db8::11"])
+    servers = []
+    for server in region.servers:
+        made = issue(server.name, now=now(), days=30, names=[server.name], addresses=[server.ipv4, v6 := next(six)])
+        pem, key = made.write(tmp_path, server.name)
+        servers.append(replace(server, ipv6=v6, pem=pem, key=key))
+    updates = [replace(one, ipv6=f"2001:db8::2{number}") for number, one in enumerate(region.update_servers)]
+    dual = replace(region, servers=tuple(servers), update_servers=tuple(updates))
+    with network_namespace() as namespace, spoiled_services(namespace, dual, recorded, tmp_path) as services:
+        guest = make_instance(tmp_path / "root", (dual,), namespace, recorded, python=PYTHONS[-1])
+        done = guest.guestregister()
+        assert done.returncode == 0, done.stderr
+        assert "\n2001:db8::2" in guest.read("etc/hosts")
+        assert "region server 2001:db8::1" in guest.read("var/log/cloudregister")
+        assert len(services.registrations()) == 1
+        assert apt(guest, "update")[0] == 0
+
+
+CRASHING = """
+import os, sys, time
+from pathlib import Path
+from factory.inputs.view import RepositoryView
+from factory.region.embedded import embedded_region
+from factory.region.services import serve
+from factory.system.clock import now
+from factory.system.namespaces import network_namespace
+work = Path(sys.argv[1])
+view = RepositoryView(repositories=(), inputs={}, blobs=work)
+with network_namespace() as namespace, serve(
+    namespace, (embedded_region(work / "keys", now=now()),), view=view, product="debian/13/x86_64",
+    workdir=work, log_dir=work, now=now(), say=print,
+):
+    (work / "up").touch()
+    time.sleep(60)
+"""
+
+
+def test_no_server_outlives_a_factory_that_was_killed(tmp_path: Path) -> None:
+    def left() -> list[str]:
+        found = []
+        for commandline in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = commandline.read_bytes().decode(errors="replace")
+                if "gunicorn" in words and str(tmp_path) in words:
+                    found.append(words)
+        return found
+
+    with running([sys.executable, "-c", CRASHING, tmp_path], log=tmp_path / "crashing.log") as process:
+        for _ in range(600):
+            if (tmp_path / "up").exists():
+                break
+            time.sleep(0.1)
+        assert len(left()) == 8, (tmp_path / "crashing.log").read_text()
+        process.kill()
+        process.wait()
+        for _ in range(50):
+            if not left():
+                break
+            time.sleep(0.1)
+        assert left() == []
+
+
+SILENT = """
+import http.client, socket, ssl, sys, time
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+silent = [socket.create_connection((sys.argv[1], 443), 5) for _ in range(100)]
+silent += [context.wrap_socket(socket.create_connection((sys.argv[1], 443), 60)) for _ in range(50)]
+started = time.monotonic()
+connection = http.client.HTTPSConnection(sys.argv[1], timeout=60, context=context)
+connection.request("GET", "/regionInfo")
+print(connection.getresponse().status, time.monotonic() - started)
+"""
+
+
+def test_clients_that_say_nothing_do_not_stop_a_server(services: RegionServices) -> None:
+    done = run(services.namespace.inside([sys.executable, "-c", SILENT, REGION_A]), timeout_s=100)
+    status, seconds = done.stdout.split()
+    assert status == "200"
+    assert float(seconds) < 30
+
+
+def test_the_wait_for_the_clock_is_bounded(services: RegionServices, instance: NewInstance) -> None:
+    started = time.monotonic()
+    assert instance().guestregister("--wait-for-clock", "1").returncode == 0
+    assert time.monotonic() - started < 20
 
 
 def test_without_https_only_the_ca_comes_over_port_80(region: Region, recorded: Recorded, tmp_path: Path) -> None:
