@@ -139,7 +139,7 @@ def _message(excinfo):
     """What people read: the check's own sentence, without the comparison that pytest adds below it."""
     text = str(excinfo.value) or excinfo.typename
     sentence = re.split(r"\nassert ", text, maxsplit=1)[0]
-    if not isinstance(excinfo.value, AssertionError):
+    if not isinstance(excinfo.value, (AssertionError, pytest.fail.Exception)):
         sentence = f"the check could not be made: {excinfo.typename}: {sentence}"
     return sentence[:_DETAIL_CHARACTERS]
 

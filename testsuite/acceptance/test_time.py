@@ -25,8 +25,10 @@ def test_chrony_knows_exactly_the_sites_servers(guest, facts):
     assert found == wanted, f"chrony is configured with {sorted(found)}, the site names {sorted(wanted)}"
 
 
-def test_the_clock_is_synchronised(guest):
+def test_the_clock_is_synchronised(guest, facts):
     """The guest, whose clock was far off when it started, has synchronised."""
+    if facts.ntp_servers is None:
+        pytest.skip("this image came without the factory's own records: its time servers are not known")
     found = guest.root("chronyc -n -c tracking").strip().split(",")
     assert found[-1] == "Normal", f"the clock is not synchronised: {found[-1]}"
 
