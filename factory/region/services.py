@@ -42,7 +42,7 @@ context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 context.check_hostname = False
 context.verify_mode = ssl.CERT_NONE
 for address in sys.argv[2:]:
-    connection = http.client.HTTPSConnection(address, timeout=float(sys.argv[1]), context=context)
+    connection = http.client.HTTPSConnection(address, 443, timeout=float(sys.argv[1]), context=context)
     connection.request("GET", "/")
     connection.getresponse().read()
 """
