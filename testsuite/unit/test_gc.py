@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.errors import FactoryError
@@ -81,6 +81,7 @@ def test_a_run_or_image_that_is_referenced_stays():
     assert decided(*runs, referenced=frozenset({"uuid", runs[1].run.id})) == {}
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(-3, 5), st.integers(-3, 5))
 def test_the_newest_run_never_goes_whatever_the_limits(built, whole, recorded):
     runs = [folder(number + 1, built=one) for number, one in enumerate(built)]

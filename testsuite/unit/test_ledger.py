@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sqlite3
+import threading
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -174,6 +175,31 @@ def test_several_factories_write_at_the_same_time(tmp_path):
         assert all(len(opened.runs(image)) == 5 for image in images)
 
 
+def test_a_writer_waits_for_another_that_began_earlier(ledger, tmp_path):
+    """One that only reads at first would see an old state, and SQLite would refuse its write once the other is done."""
+    night(ledger, 20, "published")
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            night(ledger, 21, "published")
+        except LedgerError as failed:
+            failures.append(failed)
+
+    other = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("UPDATE runs SET message = 'other'")
+    writer = threading.Thread(target=write)
+    writer.start()
+    writer.join(0.4)
+    assert writer.is_alive(), "it did not wait"
+    other.execute("COMMIT")
+    other.close()
+    writer.join(20)
+    assert failures == []
+    assert [run.message for run in ledger.runs()] == ["why", "other"]
+
+
 def overwrite_middle(path: Path) -> None:
     body = bytearray(path.read_bytes())
     body[100:] = b"\xff" * (len(body) - 100)
@@ -309,6 +335,7 @@ def test_an_error_keeps_its_facts_and_hint():
     assert found == {"error": ["the guest is silent", "  log:     /x", "  hint:    look"], "exit_code": 3}
 
 
+@settings(deadline=None)
 @given(st.text("ab:@/", max_size=8), st.sampled_from(["mirror.example", "mirror.example:8080", "[2001:db8::1]"]))
 def test_no_password_survives_in_an_address(user, host):
     found = without_password(f"https://{user.replace('/', '')}@{host}/debian")
@@ -359,7 +386,7 @@ def test_ages_are_told_in_the_unit_that_fits(minutes, words):
     assert age(timedelta(minutes=minutes)) == words
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.text(max_size=50))
 def test_any_text_is_kept_as_it_is(text):
     with Ledger.open("sqlite://") as opened:

@@ -180,6 +180,7 @@ def test_packages_of_several_architectures_and_versions_are_told_apart():
 PACKAGES = st.dictionaries(st.text("abc", min_size=1, max_size=2), st.text("123", min_size=1, max_size=2))
 
 
+@settings(deadline=None)
 @given(PACKAGES, PACKAGES)
 def test_changes_lead_from_the_old_list_to_the_new(old, new):
     found = changes([(name, old[name], "all") for name in old], [(name, new[name], "all") for name in new])
@@ -191,6 +192,7 @@ def test_changes_lead_from_the_old_list_to_the_new(old, new):
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.just(0.0), st.floats(0.001, 1e6)), min_size=6, max_size=6))
 def test_the_bar_is_filled_exactly_and_no_stage_vanishes(seconds):
     run = record("published", *(stage(name, seconds=one) for name, one in zip(STAGES, seconds, strict=True)))
@@ -202,6 +204,7 @@ def test_the_bar_is_filled_exactly_and_no_stage_vanishes(seconds):
     assert [width for _, width in order] == sorted(width for _, width in order)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_other_peoples_text_never_becomes_markup(text):
     shown = str(visible(text))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from defusedxml import ElementTree
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.errors import FactoryError, InputFault, NotGood, SignError
@@ -582,11 +582,13 @@ NAMES = st.text(st.characters(categories=("L", "N", "P")), min_size=1).filter(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, st.text("0123456789abcdef", min_size=64, max_size=64), min_size=1))
 def test_sums_read_back_as_written(digests):
     assert parse_sums(sums_text(digests)) == digests
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_text_makes_sums_name_a_file_elsewhere(text):
     try:
@@ -596,6 +598,7 @@ def test_no_text_makes_sums_name_a_file_elsewhere(text):
     assert all("/" not in name and name not in {"", ".", ".."} for name in found)
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_any_message_gives_well_formed_junit(name, message):
     check = Check(name=name, guarantee=message, outcome=Outcome.FAILED, message=message)
@@ -604,6 +607,7 @@ def test_any_message_gives_well_formed_junit(name, message):
     assert root.get("failures") == "1"
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_characters="\n")))
 def test_no_user_id_makes_a_bad_signature_good(text):
     status = f"[GNUPG:] NEWSIG\n[GNUPG:] BADSIG 79B602F048401137 {text}\n"
