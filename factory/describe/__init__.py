@@ -23,7 +23,7 @@ from factory.describe.host_apt import host_repositories
 from factory.describe.kiwi_xml import build_suites, config_faults, parse, read_config
 from factory.describe.load import DESCRIPTIONS, images, load_description, load_site
 from factory.describe.repositories import Sources, address, sources
-from factory.describe.resolve import overlay_files, write_tree
+from factory.describe.resolve import made_later, overlay_files, write_tree
 from factory.errors import Fault, InputFault
 from factory.model import Description, Recipe, Region, Site
 from factory.system.files import appearing, tree_digest
@@ -45,7 +45,8 @@ def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ..
     with appearing(run.tree) as partial:
         found = _write(project, made, partial, site=site, regions=regions, now=now)
     tree_sha256 = tree_digest(run.tree)
-    described = replace(made.description, declared_files=(*made.description.declared_files, *found))
+    declared = (*made.description.declared_files, *found, *made_later(project, image))
+    described = replace(made.description, declared_files=declared)
     at = checkout(project)
     return Recipe(
         description=described,

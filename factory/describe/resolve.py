@@ -21,6 +21,7 @@ from factory.region.config import guest_files, install
 
 SCRIPTS = ("config.sh", "pre_disk_sync.sh")
 ROOT = "root"
+GENERATED_FILES = "generated-files.txt"
 _HEADER = """\
 #!/bin/bash
 # Put together by 'factory describe' from the image's own and the common part; runs in the root tree.
@@ -77,6 +78,16 @@ def overlay_files(tree: Path) -> tuple[str, ...]:
     root = tree / ROOT
     found = (path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
     return tuple(sorted(f"/{path.relative_to(root).as_posix()}" for path in found))
+
+
+def made_later(project: Path, image: str) -> tuple[str, ...]:
+    """The files that programs of the image make in an instance: globs, from the common and the image's own list."""
+    found = []
+    for folder in (COMMON, image):
+        path = project / DESCRIPTIONS / folder / GENERATED_FILES
+        lines = path.read_text().splitlines() if path.is_file() else []
+        found += [glob for line in lines if (glob := line.split("#", 1)[0].strip())]
+    return tuple(found)
 
 
 def merge(layer: Path, root: Path) -> None:
