@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sqlite3
 import threading
 from dataclasses import replace
@@ -148,31 +147,6 @@ def test_the_ledger_is_migrated_once_and_opened_again(tmp_path):
     with sqlite3.connect(path) as raw:
         assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-
-
-def _record_nights(path: Path, image: str, ready: object) -> None:
-    ready.wait()  # type: ignore[attr-defined]
-    with Ledger.open(path) as opened:
-        for day in range(1, 6):
-            night(opened, day, "published", image=image)
-
-
-def test_several_factories_write_at_the_same_time(tmp_path):
-    """Also the very first opening, which makes the schema, happens at the same time."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    images = [f"image{number}" for number in range(3)]
-    writers = [
-        context.Process(target=_record_nights, args=(tmp_path / "ledger.sqlite", image, ready)) for image in images
-    ]
-    for writer in writers:
-        writer.start()
-    ready.set()
-    for writer in writers:
-        writer.join(60)
-    assert [writer.exitcode for writer in writers] == [0] * 3
-    with Ledger.open(tmp_path / "ledger.sqlite") as opened:
-        assert all(len(opened.runs(image)) == 5 for image in images)
 
 
 def test_a_writer_waits_for_another_that_began_earlier(ledger, tmp_path):
