@@ -104,6 +104,7 @@ def _log_in(login: Login, stack: contextlib.ExitStack, *, timeout_s: float) -> N
     deadline = time.monotonic() + timeout_s
     log = login.folder / "ssh.log"
     control = login.folder / "master"
+    log.unlink(missing_ok=True)
     for attempt in range(_ATTEMPTS):
         control.unlink(missing_ok=True)
         attempt_stack = contextlib.ExitStack()
@@ -115,7 +116,7 @@ def _log_in(login: Login, stack: contextlib.ExitStack, *, timeout_s: float) -> N
                 return
             time.sleep(0.05)
         attempt_stack.close()
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= deadline or "Permission denied" in last_lines(log):
             break
         if attempt + 1 < _ATTEMPTS:
             time.sleep(_PAUSE_S)

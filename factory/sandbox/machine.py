@@ -24,7 +24,7 @@ class Machine:
 
     ``memory`` is a file that holds the guest's memory (for freezing), ``private`` whether changes to it stay with this
     machine; ``incoming`` makes it wait for a frozen state. ``cpu`` empty means: the host's under KVM, else
-    :data:`TCG_CPU`. ``rtc`` is the time its clock starts at.
+    :data:`TCG_CPU`. ``rtc`` is the time its clock starts at; with ``nova`` it says that it is OpenStack's.
     """
 
     accelerator: str
@@ -40,12 +40,14 @@ class Machine:
     incoming: bool = False
     rtc: datetime | None = None
     ipv6: bool = False
+    nova: bool = False
 
 
 def command_line(machine: Machine, *, control_fd: int, agent_fd: int) -> list[str]:
     """QEMU's arguments; ``control_fd`` and ``agent_fd`` are connected sockets that it inherits."""
     cpu = machine.cpu or ("host" if machine.accelerator == "kvm" else TCG_CPU)
-    accelerator = "tcg,thread=multi" if machine.accelerator == "tcg" else machine.accelerator
+    # The default for translated code is a gigabyte, as much as the guest's memory; half serves a boot.
+    accelerator = "tcg,thread=multi,tb-size=512" if machine.accelerator == "tcg" else machine.accelerator
     kind, memory = "pc", []
     if machine.memory is not None:
         share = "off" if machine.private else "on"
@@ -66,6 +68,7 @@ def command_line(machine: Machine, *, control_fd: int, agent_fd: int) -> list[st
         *("-nodefaults", "-no-user-config"),
         *("-display", "none", "-vga", "std"),
         *("-rtc", f"base={rtc}"),
+        *(("-smbios", "type=1,manufacturer=OpenStack Foundation,product=OpenStack Nova") if machine.nova else ()),
         *("-serial", f"file:{_quoted(machine.serial)}"),
         *("-drive", f"file={_quoted(machine.disk)},if=virtio,format=qcow2,cache=unsafe"),
         *("-drive", f"file={_quoted(machine.seed)},if=virtio,format=raw,readonly=on"),

@@ -22,8 +22,9 @@ from factory.sandbox.connection import Login
 from factory.sandbox.console import FINISHED, Console
 from factory.sandbox.guest import Guest, next_address
 from factory.sandbox.machine import SSH_PORT, Machine, command_line
+from factory.sandbox.metadata import metadata_service
 from factory.sandbox.qmp import Agent, Qmp
-from factory.sandbox.seed import Seed, write_seed
+from factory.sandbox.seed import Datasource, Seed, seed_files, write_seed
 from factory.system.files import remove, write_whole
 from factory.system.namespaces import NetworkNamespace
 from factory.system.run import run, running
@@ -117,7 +118,10 @@ def boot(
             memory_mib=memory_mib,
             memory=stack.enter_context(memory_file(memory_mib)) if freezable else None,
             rtc=rtc_base,
+            nova=seed.datasource is Datasource.OPENSTACK,
         )
+        if machine.nova:
+            stack.enter_context(metadata_service(namespace, seed_files(seed)))
         started = stack.enter_context(
             started_guest(
                 machine,

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cloud-init finds at first boot: a small vfat disk in NoCloud or config-drive format, with a fresh ssh key.
+"""What cloud-init finds at first boot: a small vfat disk, or the content of a metadata service, with a fresh ssh key.
 
 Formats: cloud-init documentation, "NoCloud" (label ``CIDATA``) and "Config drive" (label ``config-2``, the layout of
-OpenStack's metadata). The interface is named by its hardware address and renamed to ``eth0``, so that the same seed
-works whether the guest uses ifupdown, systemd-networkd or netplan and whatever it calls its interfaces. DHCPv6 is off:
-no server answers it here, and ifupdown would wait for one.
+OpenStack's metadata service, :mod:`factory.sandbox.metadata`). The interface is named by its hardware address and
+renamed to ``eth0``, so that the same seed works whether the guest uses ifupdown, systemd-networkd or netplan and
+whatever it calls its interfaces. DHCPv6 is off: no server answers it here, and ifupdown would wait for one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _SIZE_BYTES = 4 << 20
 
 
 class Datasource(StrEnum):
-    """Which of cloud-init's datasources the seed disk is for."""
+    """Which of cloud-init's datasources tells the guest: a seed disk, or OpenStack's metadata service."""
 
     NOCLOUD = "nocloud"
     CONFIG_DRIVE = "config-drive"
+    OPENSTACK = "openstack"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,9 @@ class Seed:
     datasource: Datasource = Datasource.NOCLOUD
 
 
+_LABELS = {Datasource.NOCLOUD: "CIDATA", Datasource.CONFIG_DRIVE: "config-2", Datasource.OPENSTACK: "EMPTY"}
+
+
 def fresh_key(folder: Path) -> Key:
     """A new ed25519 key pair, its private half in ``folder``."""
     from cryptography.hazmat.primitives import serialization
@@ -72,9 +76,9 @@ def fresh_key(folder: Path) -> Key:
 
 
 def seed_files(seed: Seed) -> dict[str, str]:
-    """The files of the seed disk by path; pure."""
-    if seed.datasource is Datasource.CONFIG_DRIVE:
-        return _config_drive(seed)
+    """What the guest can read, by path: the files of the seed disk, or of the metadata service. Pure."""
+    if seed.datasource is not Datasource.NOCLOUD:
+        return _openstack(seed)
     meta = {
         "instance-id": seed.instance_id,
         "local-hostname": seed.hostname,
@@ -93,7 +97,7 @@ def _network() -> dict[str, object]:
     return {"version": 2, "ethernets": {"eth0": card}}
 
 
-def _config_drive(seed: Seed) -> dict[str, str]:
+def _openstack(seed: Seed) -> dict[str, str]:
     meta = {
         # cloud-init reads the instance id from "uuid"; OpenStack's are UUIDs, so any text is mapped to one.
         "uuid": str(uuid.uuid5(uuid.NAMESPACE_DNS, seed.instance_id)),
@@ -113,19 +117,20 @@ def _config_drive(seed: Seed) -> dict[str, str]:
 
 
 def write_seed(seed: Seed, path: Path) -> Path:
-    """Write the seed disk to ``path`` (raw, vfat) and return it.
+    """Write the seed disk to ``path`` (raw, vfat) and return it; with the metadata service it is there but empty.
 
     Raises:
         CommandFailed: mkfs.vfat (dosfstools) or mtools are missing or failed.
     """
-    label = "config-2" if seed.datasource is Datasource.CONFIG_DRIVE else "CIDATA"
+    label = _LABELS[seed.datasource]
+    files = {} if seed.datasource is Datasource.OPENSTACK else seed_files(seed)
     with appearing(path) as partial:
         partial.touch(mode=0o600)
         with partial.open("r+b") as file:
             file.truncate(_SIZE_BYTES)
         run(["mkfs.vfat", "-n", label, partial], timeout_s=30)
         made: set[str] = set()
-        for name, content in seed_files(seed).items():
+        for name, content in files.items():
             for folder in reversed(Path(name).parents[:-1]):
                 if str(folder) not in made:
                     made.add(str(folder))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import signal
@@ -19,12 +20,13 @@ import pytest
 
 from factory.errors import CommandFailed, FactoryError, GuestSilent, GuestStopped, SandboxError
 from factory.model import Region, Server
+from factory.sandbox import metadata
 from factory.sandbox.accelerator import kernel_of, proven_accelerator, runs_under
 from factory.sandbox.frozen import Frozen, freeze, thaw
 from factory.sandbox.guest import Guest
 from factory.sandbox.network import NTP_ADDRESS, SandboxNetwork, sandbox_network
 from factory.sandbox.qemu import boot, overlay
-from factory.sandbox.seed import Datasource, Seed, fresh_key
+from factory.sandbox.seed import Datasource, Seed, fresh_key, seed_files
 from factory.system.files import sha256_file
 
 PROJECT = Path(__file__).parents[2]
@@ -155,6 +157,19 @@ def test_what_has_no_server_is_away_at_once(network: SandboxNetwork[None], addre
     started = time.monotonic()
     assert refusal in inside(network, CONNECT, address).stderr
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.needs_root
+def test_the_metadata_service_is_there_for_its_block(network: SandboxNetwork[None], tmp_path: Path) -> None:
+    seed = Seed(key=fresh_key(tmp_path), instance_id="i-1", datasource=Datasource.OPENSTACK)
+    fetch = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
+    url = f"http://{metadata.ADDRESS}/openstack/latest/meta_data.json"
+    with metadata.metadata_service(network.namespace, seed_files(seed)):
+        assert json.loads(inside(network, fetch, url).stdout)["hostname"] == "factory-guest"
+        assert "404" in inside(network, fetch, f"http://{metadata.ADDRESS}/latest/meta-data/").stderr
+        with pytest.raises(SandboxError, match="taken"), metadata.metadata_service(network.namespace, {}):
+            pass
+    assert "unreachable" in inside(network, fetch, url).stderr
 
 
 @pytest.mark.needs_root
@@ -556,7 +571,7 @@ def test_a_reboot_keeps_host_keys_and_a_new_instance_makes_new_ones(
     seen = []
     accelerator = proven_accelerator(tmp_path / "cache", silent, artifact=image)
     disk: Path | None = None
-    for number, source in enumerate((Datasource.NOCLOUD, Datasource.CONFIG_DRIVE)):
+    for number, source in enumerate((Datasource.CONFIG_DRIVE, Datasource.OPENSTACK)):
         with boot(
             image,
             workdir=tmp_path / "guest",
@@ -571,12 +586,13 @@ def test_a_reboot_keeps_host_keys_and_a_new_instance_makes_new_ones(
         ) as guest:
             seen.append(guest.host_keys)
             if number == 0:
+                assert "ConfigDrive" in guest.ssh("cloud-init status --long").stdout
                 before = guest.ssh("cat /proc/sys/kernel/random/boot_id").stdout
                 guest.reboot(timeout_s=BOOT_TIMEOUT_S)
                 assert guest.ssh("cat /proc/sys/kernel/random/boot_id").stdout != before
                 guest.power_off()
             else:
-                assert "ConfigDrive" in guest.ssh("cloud-init status --long").stdout
+                assert "OpenStack" in guest.ssh("cloud-init status --long").stdout
             disk = guest.disk
     assert seen[0]
     assert seen[1]

@@ -23,6 +23,7 @@ from factory.sandbox.connection import Login, configuration
 from factory.sandbox.console import MASK, Console, dead_end, host_keys, masked, plain
 from factory.sandbox.guest import next_address
 from factory.sandbox.machine import Machine, command_line
+from factory.sandbox.metadata import answer
 from factory.sandbox.network import NTP_ADDRESS, plan, resolver_arguments
 from factory.sandbox.qmp import Agent, JsonChannel, Qmp, keys_for
 from factory.sandbox.seed import MAC_ADDRESS, Datasource, Seed, fresh_key, seed_files, write_seed
@@ -181,9 +182,9 @@ class Peer(threading.Thread):
 
     def run(self) -> None:
         reader = self._socket.makefile("rb")
-        for answer in self._answers:
+        for reply in self._answers:
             self.heard.append(json.loads(reader.readline()))
-            self._socket.sendall(answer)
+            self._socket.sendall(reply)
 
 
 def channel(answers: list[bytes], kind: type[JsonChannel] | None = None) -> tuple[Any, Peer]:
@@ -248,7 +249,7 @@ def value_of(argv: list[str], option: str) -> str:
 def test_tcg_avoids_the_instruction_that_qemu_gets_wrong() -> None:
     argv = command_line(machine(), control_fd=5, agent_fd=6)
     assert value_of(argv, "-cpu") == "qemu64,-cx16"
-    assert value_of(argv, "-accel") == "tcg,thread=multi"
+    assert value_of(argv, "-accel").startswith("tcg,thread=multi")
     assert "-object" not in argv
     assert "-incoming" not in argv
 
@@ -263,6 +264,11 @@ def test_other_choices() -> None:
     assert value_of(argv, "-rtc") == "base=2025-01-02T03:04:05"
     assert value_of(argv, "-drive").startswith("file=/a,,b/d,if=virtio")
     assert value_of(argv, "-m") == "2048M"
+
+
+def test_only_a_guest_with_the_metadata_service_is_nova_s() -> None:
+    assert "OpenStack Nova" in value_of(command_line(machine(nova=True), control_fd=5, agent_fd=6), "-smbios")
+    assert "-smbios" not in command_line(machine(), control_fd=5, agent_fd=6)
 
 
 def test_a_clone_is_the_same_machine() -> None:
@@ -360,6 +366,26 @@ def test_the_resolver_knows_our_names_only() -> None:
     assert "--host-record=b.test,192.0.2.1,2001:db8::1" in argv
     assert "--local=/#/" in argv
     assert "--no-resolv" in argv
+
+
+METADATA = {"openstack/latest/meta_data.json": "{}", "openstack/latest/user_data": "#!"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/openstack", "latest"),
+        ("/openstack/", "latest"),
+        ("/openstack/latest", "meta_data.json\nuser_data"),
+        ("/openstack/latest/user_data?x=1", "#!"),
+        ("/openstack/2020-10-14/user_data", None),
+        ("/latest/meta-data/", None),
+        ("/", "openstack"),
+        ("/openstack/latest/../../etc/passwd", None),
+    ],
+)
+def test_the_metadata_service_s_answers(path: str, body: str | None) -> None:
+    assert answer(METADATA, path) == body
 
 
 # -- accelerator --------------------------------------------------------------------------------------------------
