@@ -209,8 +209,10 @@ def nightly(
             )
         except FactoryError as broken:
             announce(here, image, "broken", broken.message)
+            if records is not None and (runs := here.state.runs_of(image)):
+                say("report", str(page_of_night(records, runs[0]) or "no page"))
             raise
-        page = report_page(records, night.run) if records else None
+        page = page_of_night(records, night.run) if records else None
     if night.outcome == "red":
         announce(here, image, "red", night.reason)
     if as_json:
@@ -549,7 +551,7 @@ def ledger(here: Installation) -> Iterator[Ledger | None]:
     from factory.ledger import Ledger
 
     try:
-        opened = Ledger.open(f"sqlite:///{here.state.ledger}")
+        opened = Ledger.open(here.state.ledger)
     except LedgerError as lost:
         say("ledger", f"{lost.message}; going on without it")
         yield None
@@ -563,6 +565,17 @@ def report_page(records: Ledger, run: Run) -> Path:
     from factory.report import report as write_report
 
     return write_report(records, run, now=clock())
+
+
+def page_of_night(records: Ledger, run: Run) -> Path | None:
+    """The page of a night; one that cannot be written is said and changes no result."""
+    from factory.errors import LedgerError
+
+    try:
+        return report_page(records, run)
+    except (LedgerError, OSError) as lost:
+        say("report", f"no page: {lost}")
+        return None
 
 
 def announce(here: Installation, image: str, outcome: str, reason: str) -> None:

@@ -8,7 +8,7 @@ ends the night before anything is signed; an exception is a broken factory, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
@@ -20,7 +20,7 @@ from factory.gc import expect_space
 from factory.inputs.freshness import indexes_changed
 from factory.installation import Installation
 from factory.ledger import Ledger, detail_of
-from factory.model import Artifact, Bundle, Publication, Recipe, Rotations, Verdict
+from factory.model import Artifact, Bundle, Publication, Recipe, Rotations, StoredImage, Verdict
 from factory.policy import Published, due
 from factory.publish import publish
 from factory.rotate import rotate
@@ -153,6 +153,7 @@ class Line:
     say: Say
     results: list[StageResult] = field(default_factory=list)
     unchanged_since: str = ""
+    images: tuple[StoredImage, ...] = ()
 
     def describe(self) -> Recipe:
         return self.stage(
@@ -232,6 +233,7 @@ class Line:
         for release in publication.releases:
             with open_store(release.target, state=self.here.state, say=self.saying("rotate")) as store:
                 rotations.append(rotate(release, store=store, now=self.now(), say=self.saying("rotate")))
+                self.images += store.list_line(rotations[-1].line)
         return Rotations(rotations=tuple(rotations))
 
     def _last_published(self) -> Published | None:
@@ -252,11 +254,13 @@ class Line:
         try:
             value = work()
         except FactoryError as broken:
-            self.note(name, "broken", started, time.monotonic() - clock, note=broken.message)
+            detail = detail_of(broken, console_log=self.run.log("console"))
+            self.note(name, "broken", started, time.monotonic() - clock, note=broken.message, detail=detail)
             raise
         self.run.write(name, value)
         outcome, note = judged(value)
-        self.note(name, outcome, started, time.monotonic() - clock, note=note, value=value)
+        detail = detail_of(value, images=self.images)
+        self.note(name, outcome, started, time.monotonic() - clock, note=note, detail=detail)
         self.say(name, f"{outcome}{': ' if note else ''}{note}")
         return value
 
@@ -265,35 +269,42 @@ class Line:
         return lambda text: self.say(stage, text)
 
     def begin(self) -> None:
+        """Open the record of the run."""
         recipe = self.run.read("describe", Recipe)
-        if self.ledger is not None:
-            self.ledger.begin_run(
+        self.recorded(
+            lambda ledger: ledger.begin_run(
                 self.run.id, image=self.run.image, line=recipe.description.line, started_at=self.now(), recipe=recipe
             )
+        )
 
     def note(
-        self, stage: str, outcome: str, started: datetime, seconds: float, *, note: str, value: object = None
+        self, stage: str, outcome: str, started: datetime, seconds: float, *, note: str, detail: Mapping[str, object]
     ) -> None:
         self.results.append(StageResult(stage=stage, outcome=outcome, seconds=seconds, note=note))
-        if self.ledger is None:
-            return
-        try:
-            self.ledger.record_stage(
+        self.recorded(
+            lambda ledger: ledger.record_stage(
                 self.run.id,
                 stage,
                 outcome=outcome,
                 started_at=started,
                 seconds=seconds,
                 message=note,
-                detail=detail_of(value),
+                detail=detail,
             )
+        )
+
+    def recorded(self, write: Callable[[Ledger], None]) -> None:
+        """Write to the ledger; one that cannot be written is said and stops nothing."""
+        if self.ledger is None:
+            return
+        try:
+            write(self.ledger)
         except LedgerError as lost:
-            self.say(stage, f"not recorded: {lost.message}")
+            self.say("ledger", f"not recorded: {lost.message}")
 
     def end(self, outcome: str, reason: str) -> Night:
         """Close the record and sum the night up."""
-        if self.ledger is not None:
-            self.ledger.end_run(self.run.id, outcome=outcome, ended_at=self.now(), message=reason)
+        self.recorded(lambda ledger: ledger.end_run(self.run.id, outcome=outcome, ended_at=self.now(), message=reason))
         return Night(
             image=self.run.image,
             run=self.run,
