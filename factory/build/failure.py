@@ -92,6 +92,12 @@ CAUSES: tuple[Cause, ...] = (
         "check config.xml",
     ),
     _cause(
+        r"KiwiRuntimeError: *(.*)",
+        "kiwi refuses the description: {0}",
+        "the lines above say what is missing",
+        after=8,
+    ),
+    _cause(
         r"Kiwi(?:Command(?:NotFound|Error)|Runtime\w*): (.*)",
         "a command of the builder failed: {0}",
         "the log has its output; 'factory doctor' names missing programs",
@@ -122,7 +128,8 @@ def explain(
             facts = [("said", clean(line)) for line in said if clean(line)]
             if cause is _SPACE:
                 facts.append(("free", f"{free_bytes >> 20} MiB where the build works"))
-            message = cause.message.format(*(clean(group or "") for group in match.groups()))
+            after = next((text for text in map(clean, lines[number + 1 :]) if text), "")
+            message = cause.message.format(*(clean(group or "") or after for group in match.groups()))
             return _error(image, message, facts=(*facts, *ended), hint=cause.hint)
     facts = [("said", clean(line)) for line in lines[-_SHOWN:] if clean(line)]
     return _error(image, failed.message, facts=(*facts, *ended), hint=_killed(failed.message))

@@ -47,12 +47,14 @@ class Origin:
 class Recorder:
     """Answers for repositories by alias; safe to use from several threads."""
 
-    def __init__(self, *, origins: Mapping[str, Origin], blobs: Path, now: datetime) -> None:
+    def __init__(
+        self, *, origins: Mapping[str, Origin], blobs: Path, now: datetime, upstream: Upstream | None = None
+    ) -> None:
         self.store = BlobStore(blobs)
         self.store.prepare()
         self._origins = origins
         self._now = now
-        self._upstream = Upstream()
+        self._upstream = upstream or Upstream()
         self._inputs: dict[tuple[str, str], Input] = {}
         self._releases: dict[tuple[str, str], Release] = {}
         self._unread: dict[tuple[str, str], tuple[str, str]] = {}

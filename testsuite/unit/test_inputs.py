@@ -50,7 +50,8 @@ def site(archive, tmp_path):
 
         def recorder(*, keyring: Path = archive.key.keyring, at=NOW, below: str = "") -> Recorder:
             origin = Origin(mirror=f"{address}{below}", keyring=keyring)
-            return Recorder(origins={"debian": origin}, blobs=tmp_path / "blobs", now=at)
+            patience = Upstream(pause_s=0.01)
+            return Recorder(origins={"debian": origin}, blobs=tmp_path / "blobs", now=at, upstream=patience)
 
         yield recorder, asked, address
 
@@ -198,9 +199,8 @@ def test_other_bytes_than_signed_are_never_served(site, archive, kind) -> None:
 
 
 @pytest.mark.parametrize("below", ["/cut", "/broken", "/loop"])
-def test_a_mirror_in_trouble_is_an_error(site, below, monkeypatch) -> None:
+def test_a_mirror_in_trouble_is_an_error(site, below) -> None:
     recorder = site[0](below=below)
-    monkeypatch.setattr(recorder, "_upstream", Upstream(pause_s=0.01))
     with pytest.raises(InputsError):
         recorder.get("debian", "x")
     assert recorder.inputs == ()
