@@ -34,7 +34,9 @@ _NEEDED_BYTES = 64 << 20
 _START_S = 120.0
 _ANSWER_S = 30.0
 _MANAGE_S = 600.0
-_THREADS = 16
+# Keystone takes one request at a time: two first logins of a user on one day both write the user's record, and with
+# SQLite one of them would be answered 500 ("database is locked"). Glance needs a thread for the length of each upload.
+_THREADS = {"keystone": 1, "glance": 16}
 _SERVICES = {"keystone": "keystone.wsgi.api:application", "glance": "glance.wsgi.api:application"}
 _PATHS = {"keystone": "/v3", "glance": "/healthcheck"}
 # Both commands in one interpreter: importing Keystone takes longer than what they do.
@@ -267,7 +269,7 @@ def _start(layout: Layout, settings: Settings, name: str) -> None:
     with _listening(_port(settings, name), name) as listener:
         argv: list[str | Path] = [sys.executable, "-m", "gunicorn", _SERVICES[name]]
         argv += ["--config", layout.gunicorn_conf, "--bind", f"fd://{listener.fileno()}"]
-        argv += ["--worker-class", "gthread", "--workers", "1", "--threads", str(_THREADS)]  # SQLite: one process
+        argv += ["--worker-class", "gthread", "--workers", "1", "--threads", str(_THREADS[name])]  # SQLite: one process
         argv += ["--timeout", "600", "--graceful-timeout", "5", "--keep-alive", "30"]
         argv += ["--worker-tmp-dir", layout.temporary, "--no-control-socket"]
         daemon.start(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlencode
 
 from factory.errors import StoreError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Observer = Callable[[Literal["before", "after"], str], None]
 """Told of every attempt to send a request, as ``METHOD path``: for a journal, and for tests that stop us there."""
 
+Answer = TypeVar("Answer")
 _PATCH_TYPE = "application/openstack-images-v2.1-json-patch"
 _CHUNK_BYTES = 1 << 20
 _PAGE = 500
@@ -261,11 +262,33 @@ class GlanceStore:
         return answer
 
     def _attempt(self, method: str, path: str, **options: object) -> tuple[Response | None, Exception | None]:
+        return self._asked(
+            lambda: self._connection.image.request(path, method, raise_exc=False, connect_retries=0, **options)
+        )
+
+    def _authorized(self, ask: Callable[[], Answer]) -> Answer:
+        """Ask what needs no more than a token, again after each delay while Keystone does not answer."""
+        for delay_s in (*_CALM_S, None):
+            answer, failed = self._asked(ask)
+            if failed is None:
+                assert answer is not None
+                return answer
+            if delay_s is None:
+                raise self._no_entry(failed) from failed
+            time.sleep(delay_s)
+        raise AssertionError
+
+    def _asked(self, ask: Callable[[], Answer]) -> tuple[Answer | None, Exception | None]:
+        """The answer, or what kept it from coming and may pass.
+
+        Raises:
+            StoreError: this cloud gives us no access.
+        """
         from keystoneauth1 import exceptions as failures
-        from openstack.exceptions import ServiceDiscoveryException
+        from openstack.exceptions import SDKException, ServiceDiscoveryException
 
         try:
-            return self._connection.image.request(path, method, raise_exc=False, connect_retries=0, **options), None
+            return ask(), None
         except (
             failures.ConnectionError,
             failures.RetriableConnectionFailure,
@@ -277,15 +300,6 @@ class GlanceStore:
             if failed.http_status in _PASSING:
                 return None, failed
             raise self._no_entry(failed) from failed
-        except failures.ClientException as failed:
-            raise self._no_entry(failed) from failed
-
-    def _authorized(self, ask: Callable[[], object]) -> object:
-        from keystoneauth1 import exceptions as failures
-        from openstack.exceptions import SDKException
-
-        try:
-            return ask()
         except (failures.ClientException, SDKException) as failed:
             raise self._no_entry(failed) from failed
 
