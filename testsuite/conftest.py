@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from factory.model import Artifact
 from factory.system.state import Run, State
@@ -24,6 +25,9 @@ from factory.system.state import Run, State
 PROJECT = Path(__file__).parents[1]
 FACTORY = Path(sys.executable).parent / "factory"
 NIGHT_TIMEOUT_S = 1800
+
+settings.register_profile("factory", deadline=None)  # a busy host is no fault of the code
+settings.load_profile("factory")
 
 pytest_plugins = ["testsuite.integration.cloud_fixtures"]
 

@@ -53,7 +53,7 @@ def recipe(region: Region, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of the project's descriptions, to spoil."""
-    shutil.copytree(PROJECT / "descriptions", tmp_path / "project" / "descriptions")
+    shutil.copytree(PROJECT / "descriptions", tmp_path / "project" / "descriptions", symlinks=True)
     return tmp_path / "project"
 
 
