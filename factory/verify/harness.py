@@ -154,7 +154,7 @@ def _verdict(
 def _judge(
     subject: Subject, *, work: Path, log_dir: Path, state: State, suite: Path, say: Say, now: datetime
 ) -> _Judged:
-    accelerator = proven_accelerator(state.path / "cache", say)
+    accelerator = proven_accelerator(state.path / "cache", say, artifact=subject.path)
     with sandbox_network(
         subject.regions if subject.registers else (),
         services=lambda namespace: _services(subject, namespace, work=work, log_dir=log_dir, say=say, now=now),
