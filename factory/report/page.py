@@ -239,6 +239,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "visible": text.visible,
+        "visible_lines": text.visible_lines,
         "duration": text.duration,
         "size": text.size,
         "moment": text.moment,

@@ -32,6 +32,11 @@ def visible(text: object) -> Markup:
     return Markup("").join([*pieces, escape(plain[at:])])
 
 
+def visible_lines(text: object) -> Markup:
+    """The same, where the text may have lines of its own: line feeds stay, everything else is shown."""
+    return Markup("\n").join(visible(line) for line in str(text).split("\n"))
+
+
 def _named(char: str) -> Markup:
     code = ord(char)
     name = _CONTROLS[code] if code < len(_CONTROLS) else f"{code:02X}"
