@@ -58,6 +58,7 @@ def freeze(guest: Guest) -> Iterator[Frozen]:
         _await_migration(guest, timeout_s=60)
         guest.quit()
         guest.frozen = True
+        guest.keep_console()
         yield Frozen(
             machine=guest.machine,
             state=state,
@@ -83,7 +84,12 @@ def thaw(
     """A clone of the frozen guest, logged in to and with its clock set; gone after the block.
 
     Several clones may run at once, in one namespace or in several with the same addresses.
+
+    Raises:
+        SandboxError: the frozen guest is gone, its state damaged, or the clone let nobody log in.
     """
+    if not frozen.state.is_file():
+        raise SandboxError("there is nothing left to thaw", hint="clones live inside the block of freeze()")
     workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.ExitStack() as stack:
         disk = overlay(frozen.machine.disk, workdir / "disk.qcow2")

@@ -138,6 +138,7 @@ def boot(
             say(f"booting '{artifact_path.name}' under {accelerator}")
             started.boot_s = started.wait_for(ready, timeout_s=timeout_s, what="the end of its boot")
             say(f"the guest was up after {started.boot_s:.0f} s")
+            started.keep_console()
             if login:
                 started.connect()
         yield started
