@@ -77,8 +77,10 @@ def fresh_key(folder: Path) -> Key:
 
 def seed_files(seed: Seed) -> dict[str, str]:
     """What the guest can read, by path: the files of the seed disk, or of the metadata service. Pure."""
-    if seed.datasource is not Datasource.NOCLOUD:
+    if seed.datasource is Datasource.CONFIG_DRIVE:
         return _openstack(seed)
+    if seed.datasource is Datasource.OPENSTACK:
+        return {**_openstack(seed), **_ec2(seed)}
     meta = {
         "instance-id": seed.instance_id,
         "local-hostname": seed.hostname,
@@ -114,6 +116,12 @@ def _openstack(seed: Seed) -> dict[str, str]:
         "openstack/latest/user_data": seed.user_data,
         "openstack/latest/network_data.json": json.dumps(network, indent=1) + "\n",
     }
+
+
+def _ec2(seed: Seed) -> dict[str, str]:
+    """What Nova also serves for programs that know EC2; cloud-init calls itself degraded when it is missing."""
+    values = {"instance-id": seed.instance_id, "hostname": seed.hostname, "local-hostname": seed.hostname}
+    return {f"latest/meta-data/{name}": value for name, value in values.items()}
 
 
 def write_seed(seed: Seed, path: Path) -> Path:

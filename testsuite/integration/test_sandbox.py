@@ -166,7 +166,9 @@ def test_the_metadata_service_is_there_for_its_block(network: SandboxNetwork[Non
     url = f"http://{metadata.ADDRESS}/openstack/latest/meta_data.json"
     with metadata.metadata_service(network.namespace, seed_files(seed)):
         assert json.loads(inside(network, fetch, url).stdout)["hostname"] == "factory-guest"
-        assert "404" in inside(network, fetch, f"http://{metadata.ADDRESS}/latest/meta-data/").stderr
+        listing = inside(network, fetch, f"http://{metadata.ADDRESS}/latest/meta-data/").stdout
+        assert listing.split() == ["hostname", "instance-id", "local-hostname"]
+        assert "404" in inside(network, fetch, f"http://{metadata.ADDRESS}/openstack/2012-08-10/").stderr
         with pytest.raises(SandboxError, match="taken"), metadata.metadata_service(network.namespace, {}):
             pass
     assert "unreachable" in inside(network, fetch, url).stderr
