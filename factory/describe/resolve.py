@@ -19,7 +19,7 @@ from factory.errors import Fault, InputFault
 from factory.model import Description, Region, RegionClient, Repository
 from factory.region.config import guest_files, install
 
-SCRIPTS = ("config.sh", "pre_disk_sync.sh")
+SCRIPTS = ("post_bootstrap.sh", "config.sh", "pre_disk_sync.sh")
 ROOT = "root"
 GENERATED_FILES = "generated-files.txt"
 _HEADER = """\

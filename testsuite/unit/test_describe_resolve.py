@@ -194,7 +194,8 @@ def test_every_file_of_the_overlay_is_declared(recipe: Recipe) -> None:
 
 
 def test_the_scripts_are_good_shell(recipe: Recipe) -> None:
-    scripts = [recipe.tree / name for name in ("config.sh", "pre_disk_sync.sh", "create_appliance.sh")]
+    names = ("post_bootstrap.sh", "config.sh", "pre_disk_sync.sh", "create_appliance.sh")
+    scripts = [recipe.tree / name for name in names]
     scripts += (recipe.tree / "root/usr/lib/image-factory").glob("*-*[!r]")
     for script in scripts:
         shell = script.read_text().splitlines()[0].removeprefix("#!")
