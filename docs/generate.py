@@ -69,8 +69,8 @@ def man_page() -> str:
             lines += [".RS", ".TP", f".I {safe(name)}", safe(text), ".RE"]
     lines += [
         ".SH EXIT STATUS",
-        "0 done, or nothing to do; 1 what was examined is not good; 2 usage, description or site file; 3 factory, tool,",
-        "mirror or cloud; 4 another factory holds this line, nothing changed; 130 interrupted.",
+        "0 done, or nothing to do; 1 what was examined is not good; 2 usage, description or site file;",
+        "3 factory, tool, mirror or cloud; 4 another factory holds this line, nothing changed; 130 interrupted.",
         ".SH ENVIRONMENT",
         "FACTORY_STATE, FACTORY_SITE: like \\-\\-state and \\-\\-site.",
     ]
@@ -128,7 +128,7 @@ def main() -> int:
     }
     stale = [path for path, text in derived.items() if not path.is_file() or path.read_text() != text]
     if "--check" in sys.argv:
-        print("\n".join(f"{path} is out of date: make docs" for path in stale if "third-party" not in path.name))
+        print("\n".join(f"{path}: make docs" for path in stale if "third-party" not in path.name))
         return int(any("third-party" not in path.name for path in stale))
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)

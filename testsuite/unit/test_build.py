@@ -83,8 +83,10 @@ def test_each_suite_is_read_from_the_inputs_server() -> None:
         "--add-repo",
         "http://127.0.0.1:3142/debian,apt-deb,inputs-debian-trixie,,false,false,,main contrib,trixie,false",
         "--add-repo",
-        ("http://127.0.0.1:3142/debian,apt-deb,inputs-debian-trixie-updates,,false,false,,main contrib,"
-        "trixie-updates,false"),
+        (
+            "http://127.0.0.1:3142/debian,apt-deb,inputs-debian-trixie-updates,,false,false,,main contrib,"
+            "trixie-updates,false"
+        ),
     ]
 
 

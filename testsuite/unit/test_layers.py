@@ -21,7 +21,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 
 def part(module: str) -> str:
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def layer(name: str) -> int:
