@@ -23,8 +23,8 @@ $(VENV)/.packages: packages/apt.txt
 $(VENV)/.installed: $(VENV)/.packages locks/requirements.txt pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "installing Python packages from locks/requirements.txt"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/requirements.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r locks/requirements.txt
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 nightly: setup
