@@ -103,7 +103,7 @@ class Base:
                 select=select,
                 marks=marks,
                 log=self.stage.log_dir / f"{threading.get_ident()}.log",
-                timeout_s=300,
+                timeout_s=900,
             )
 
 
