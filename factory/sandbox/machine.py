@@ -16,6 +16,8 @@ TCG_CPU = "qemu64,-cx16"
 QEMU 7.2's emulation of that instruction loses the processor's flags now and then; Linux 6.12 then dies of a
 double fault in its memory allocator, in four of ten boots. Without the feature bit the kernel does not use it.
 """
+_TCG_CPUS = 1
+_KVM_CPUS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,8 @@ class Machine:
 
     ``memory`` is a file that holds the guest's memory (for freezing), ``private`` whether changes to it stay with this
     machine; ``incoming`` makes it wait for a frozen state. ``cpu`` empty means: the host's under KVM, else
-    :data:`TCG_CPU`. ``rtc`` is the time its clock starts at; with ``nova`` it says that it is OpenStack's.
+    :data:`TCG_CPU`; ``cpus`` 0 means: two under KVM, one under TCG, whose second processor may still
+    see an instruction that Linux has just patched back, and dies of it ("Oops: int3"). ``rtc`` is the time its clock starts at; with ``nova`` it says that it is OpenStack's.
     """
 
     accelerator: str
@@ -33,7 +36,7 @@ class Machine:
     serial: Path
     address: str
     cpu: str = ""
-    cpus: int = 2
+    cpus: int = 0
     memory_mib: int = 1024
     memory: Path | None = None
     private: bool = False
@@ -48,6 +51,7 @@ def command_line(machine: Machine, *, control_fd: int, agent_fd: int) -> list[st
     cpu = machine.cpu or ("host" if machine.accelerator == "kvm" else TCG_CPU)
     # The default for translated code is a gigabyte, as much as the guest's memory; half serves a boot.
     accelerator = "tcg,thread=multi,tb-size=512" if machine.accelerator == "tcg" else machine.accelerator
+    cpus = machine.cpus or (_KVM_CPUS if machine.accelerator == "kvm" else _TCG_CPUS)
     kind, memory = "pc", []
     if machine.memory is not None:
         share = "off" if machine.private else "on"
@@ -62,7 +66,7 @@ def command_line(machine: Machine, *, control_fd: int, agent_fd: int) -> list[st
         *("-machine", kind),
         *("-accel", accelerator),
         *("-cpu", cpu),
-        *("-smp", str(machine.cpus)),
+        *("-smp", str(cpus)),
         *("-m", f"{machine.memory_mib}M"),
         *memory,
         *("-nodefaults", "-no-user-config"),

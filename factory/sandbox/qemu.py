@@ -68,7 +68,7 @@ def boot(
     timeout_s: float,
     user: str = "linux",
     memory_mib: int = 1024,
-    cpus: int = 2,
+    cpus: int = 0,
     cpu: str = "",
     disk_gib: int | None = None,
     disk: Path | None = None,
@@ -87,6 +87,7 @@ def boot(
         seed: what cloud-init is told; its key is the one we log in with.
         timeout_s: from QEMU's start until ``ready``.
         user: whom to log in as.
+        cpus: 0 means as many as the accelerator handles well (one under TCG, two under KVM).
         disk_gib: the size of the guest's disk, when larger than the image.
         disk: go on with this overlay (of an earlier boot with ``keep_disk``) instead of a fresh one.
         keep_disk: leave the overlay, ``workdir/disk.qcow2``.

@@ -250,6 +250,7 @@ def test_tcg_avoids_the_instruction_that_qemu_gets_wrong() -> None:
     argv = command_line(machine(), control_fd=5, agent_fd=6)
     assert value_of(argv, "-cpu") == "qemu64,-cx16"
     assert value_of(argv, "-accel").startswith("tcg,thread=multi")
+    assert value_of(argv, "-smp") == "1"
     assert "-object" not in argv
     assert "-incoming" not in argv
 
@@ -261,6 +262,7 @@ def test_other_choices() -> None:
         agent_fd=6,
     )
     assert value_of(argv, "-cpu") == "host"
+    assert value_of(argv, "-smp") == "2"
     assert value_of(argv, "-rtc") == "base=2025-01-02T03:04:05"
     assert value_of(argv, "-drive").startswith("file=/a,,b/d,if=virtio")
     assert value_of(argv, "-m") == "2048M"
