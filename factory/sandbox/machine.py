@@ -26,8 +26,9 @@ class Machine:
 
     ``memory`` is a file that holds the guest's memory (for freezing), ``private`` whether changes to it stay with this
     machine; ``incoming`` makes it wait for a frozen state. ``cpu`` empty means: the host's under KVM, else
-    :data:`TCG_CPU`; ``cpus`` 0 means: two under KVM, one under TCG, whose second processor may still
-    see an instruction that Linux has just patched back, and dies of it ("Oops: int3"). ``rtc`` is the time its clock starts at; with ``nova`` it says that it is OpenStack's.
+    :data:`TCG_CPU`. ``cpus`` 0 means: two under KVM; one under TCG, whose second processor may run an instruction that
+    Linux has already patched, and dies of it ("Oops: int3"). ``rtc`` is the time its clock starts at; with ``nova`` it
+    says that it is OpenStack's.
     """
 
     accelerator: str
