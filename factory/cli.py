@@ -661,8 +661,9 @@ def fail(error: FactoryError) -> NoReturn:
 
 def main() -> None:
     """Run the command line; every way out has its exit code (see :mod:`factory.errors`)."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except FactoryError as error:

@@ -289,7 +289,9 @@ with sandbox_network((), services=nothing, ntp_servers=("t.test",), workdir=fold
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_outlives_the_harness(blank: Path, how: signal.Signals) -> None:
     folder = blank.parent
-    harness = subprocess.Popen([sys.executable, "-c", HARNESS, folder], stdout=subprocess.PIPE, text=True, cwd=PROJECT,
+    # where the tests run in the background, children inherit an ignored SIGINT
+    argv = ["env", "--default-signal=INT", sys.executable, "-c", HARNESS, folder]
+    harness = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=PROJECT,
                                stderr=subprocess.DEVNULL)  # fmt: skip
     assert harness.stdout is not None
     holder = int(harness.stdout.readline())
