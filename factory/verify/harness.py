@@ -166,7 +166,7 @@ def _judge(
             subject=subject,
             namespace=network.namespace,
             accelerator=accelerator,
-            cpus=1 if (os.cpu_count() or 1) <= 2 else 2,  # noqa: PLR2004 - two guests run side by side
+            cpus=0,  # as many as the accelerator handles well
             folder=work,
             log_dir=log_dir,
             now=now,
