@@ -65,6 +65,7 @@ class Options:
 
 
 OPTIONS = Options()
+INTERRUPTED = 130
 
 
 # -- the six stages ---------------------------------------------------------------------------------------------------
@@ -669,8 +670,7 @@ def main() -> None:
     except FactoryError as error:
         fail(error)
     except (KeyboardInterrupt, typer.Abort):
-        print("factory: interrupted; the next run goes on or cleans up", file=sys.stderr)
-        sys.exit(130)
+        code = INTERRUPTED
     except typer.TyperException as usage:
         if usage.format_message().startswith("Usage:"):  # a group without a verb
             print(usage.format_message())
@@ -690,6 +690,8 @@ def main() -> None:
                 hint="'factory doctor' looks for what is missing; 'factory gc' makes space",
             )
         )
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this status
+        print("factory: interrupted; the next run goes on or cleans up", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -20,7 +20,7 @@ from factory.gc import expect_space
 from factory.inputs.freshness import indexes_changed
 from factory.installation import Installation
 from factory.ledger import Ledger, detail_of
-from factory.model import Artifact, Bundle, Publication, Recipe, Rotations, StoredImage, Verdict
+from factory.model import Artifact, Bundle, Outcome, Publication, Recipe, Rotations, StoredImage, Verdict
 from factory.policy import Published, due
 from factory.publish import publish
 from factory.rotate import rotate
@@ -108,12 +108,12 @@ def nightly(
 def start(
     image: str, *, here: Installation, ledger: Ledger | None, now: Callable[[], datetime], say: Say, force: bool
 ) -> Line:
-    """A new run of ``image``, or the newest one when it was cut off and is about the same inputs.
+    """A new run of ``image``, or the newest built one when it was cut off and is about the same inputs.
 
     A fresh recipe tells: the same recipe and the same package indexes as an unfinished run mean that run goes on; the
     same as a finished one mean that there is nothing to do, unless ``force``.
     """
-    earlier = here.state.runs_of(image)
+    earlier = tuple(run for run in here.state.runs_of(image) if run.has("build"))
     line = Line(run=here.state.new_run(image, now()), here=here, ledger=ledger, now=now, say=say)
     recipe = line.describe()
     for run in earlier[:1]:
@@ -132,7 +132,7 @@ def start(
 
 def same_inputs(run: Run, recipe: Recipe) -> bool:
     """Whether an earlier run was of this recipe and of the package indexes that the mirrors still serve."""
-    if not run.has("build") or run.read("describe", Recipe).digest != recipe.digest:
+    if run.read("describe", Recipe).digest != recipe.digest:
         return False
     return not indexes_changed(run.read("build", Artifact).lock, recipe.mirrors)
 
@@ -325,7 +325,8 @@ def judged(value: object) -> tuple[str, str]:
         case Verdict() if not value.passed:
             return "red", f"{len(value.failures)} of {len(value.checks)} checks failed"
         case Verdict():
-            return "done", f"{len(value.checks)} checks passed, {value.accelerator}"
+            passed = sum(check.outcome is Outcome.PASSED for check in value.checks)
+            return "done", f"{passed} checks passed, {value.accelerator}"
         case Bundle():
             return "done", f"key {value.fingerprint[-16:]}" + (" (throw-away)" if value.throw_away_key else "")
         case Publication() if not value.releases:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from factory.model import Artifact
+from factory.model import Artifact, Site
 from factory.system.state import Run, State
 
 PROJECT = Path(__file__).parents[1]
@@ -69,11 +69,12 @@ def missing(need: str) -> str:
         absent = [name for name in ("qemu-system-x86_64", "qemu-img", "gpg") if shutil.which(name) is None]
         return f"{', '.join(absent)} not installed" if absent else ""
     if need == "needs_mirror":
-        from factory.describe.host_apt import host_repositories
+        from factory.describe import build_sources
 
+        _, mirror, suite = next(iter(build_sources(PROJECT, "debian13", site=Site())))
         try:
-            urllib.request.urlopen(host_repositories()["debian"].url, timeout=15)
-        except (OSError, KeyError) as away:
+            urllib.request.urlopen(f"{mirror}/dists/{suite}/InRelease", timeout=15).close()
+        except (OSError, ValueError) as away:
             return f"no Debian mirror: {away}"
     return ""
 

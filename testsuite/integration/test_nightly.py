@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from factory.model import STAGES, Publication, Rotations, Verdict
-from testsuite.conftest import NightRun, a_night, type_factory
+from testsuite.conftest import FACTORY, PROJECT, NightRun, a_night, type_factory
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_mirror, pytest.mark.needs_image]
 
@@ -70,28 +71,57 @@ def test_the_bundle_verifies_with_public_keys_only(night: NightRun) -> None:
 
 
 def test_an_unchanged_night_makes_nothing(night: NightRun) -> None:
+    """Also the second one, which follows a night without a build."""
+    for _ in range(2):
+        again = a_night(night.state)
+        assert again.status == 0, again.stderr[-3000:]
+        assert "nothing changed" in again.stdout
+        assert again.seconds < 60
+        assert not again.run.has("build")
+
+
+def test_a_night_cut_off_before_its_end_goes_on(night: NightRun) -> None:
+    """As after a kill between the last request to Glance and the record of it."""
+    before = night.run.read("rotate", Rotations)
+    night.run.file("rotate").unlink()
     again = a_night(night.state)
     assert again.status == 0, again.stderr[-3000:]
-    assert "nothing changed" in again.stdout
-    assert again.seconds < 60
-    assert not again.run.has("build")
+    assert f"going on with run {night.run.id}" in again.stderr
+    assert night.run.read("rotate", Rotations).rotations[0].latest == before.rotations[0].latest
+    assert names_in_cloud(night, "glance", "image-list") == ["Standard_Debian_13_latest"]
+
+
+def test_an_interrupted_night_leaves_nothing(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a real build."""
+    command = ["env", "--default-signal=INT", FACTORY, "--state", tmp_path, "nightly", "debian13", "--allow-dirty"]
+    with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = next((line for line in iter(process.stderr.readline, "") if "kiwi" in line), "the build did not start")
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130, rest
+    assert "interrupted" in rest
+    assert "Traceback" not in said + rest
+    assert_nothing_left(tmp_path)
 
 
 def test_the_host_is_as_it_was(night: NightRun) -> None:
     """No guest, mount or loop device of the night is left."""
-    mounts = Path("/proc/self/mountinfo").read_text()
-    assert str(night.state.path) not in mounts
+    assert_nothing_left(night.state.path, words=str(night.run.path))
+
+
+def assert_nothing_left(state: Path, *, words: str = "") -> None:
+    assert str(state) not in Path("/proc/self/mountinfo").read_text()
     loops = subprocess.run(
         ["losetup", "--list", "--noheadings", "--output", "BACK-FILE"], capture_output=True, text=True, check=True
     )
-    assert str(night.state.path) not in loops.stdout
+    assert str(state) not in loops.stdout
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = process.read_bytes()
+            said = process.read_bytes()
         except OSError:
             continue
-        if str(night.run.path).encode() in words:
-            pytest.fail(f"still running: {words!r}")
+        assert (words or str(state)).encode() not in said, f"still running: {said!r}"
 
 
 @pytest.mark.slow
