@@ -52,9 +52,7 @@ def test_the_check_turns_red(
     mutant: Mutant, found: dict[str, Callable[[], Found]], healthy: dict[str, Outcome]
 ) -> None:
     seen = found[mutant.check]()
-    assert healthy[mutant.check] is not Outcome.FAILED, (
-        "red on a healthy guest already: its red says nothing"
-    )
+    assert healthy[mutant.check] is not Outcome.FAILED, "red on a healthy guest already: its red says nothing"
     assert seen.check.outcome is Outcome.FAILED, f"the check does not see the fault: {seen.check}"
     assert re.search(mutant.says, seen.check.message, re.DOTALL), f"red for another cause: {seen.check.message}"
     assert seen.phase == "call", f"red before the check began: {seen.check.message}"
