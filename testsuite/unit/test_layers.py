@@ -54,7 +54,7 @@ def test_imports_run_one_way(path: Path) -> None:
 def test_only_the_command_line_prints_exits_and_reads_the_environment() -> None:
     offenders = []
     for path in MODULES:
-        if path.name == "cli.py" or "guest" in path.parts:
+        if path.parent.name == "cli" or "guest" in path.parts:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             text = ast.unparse(node) if isinstance(node, ast.Call | ast.Attribute) else ""

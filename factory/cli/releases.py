@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is published: look at it, mend it, take it back, check its signatures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from factory.cli.edge import (
+    DryRun,
+    Image,
+    Json,
+    RunId,
+    announce,
+    app,
+    clock,
+    installation,
+    ledger,
+    print_json,
+    report_page,
+    saying,
+    table,
+)
+from factory.errors import FactoryError
+
+if TYPE_CHECKING:
+    from factory.model import Step
+
+
+@app.command("list")
+def list_images(as_json: Json = False) -> None:
+    """The images there are, and how each last went."""
+    from factory.describe import images, load_description
+
+    here = installation()
+    rows = []
+    for name in images(here.project):
+        description = load_description(here.project, name)
+        runs = here.state.runs_of(name)
+        last = f"{runs[0].id} ({', '.join(runs[0].stages()) or 'nothing finished'})" if runs else "never built"
+        rows.append({"image": name, "line": description.line, "builder": description.builder, "last": last})
+    if as_json:
+        print_json("list", rows)
+        return
+    for row in rows:
+        table(*row.items())
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Each image's last run, its outcome, and what is published."""
+    from factory.describe import images
+    from factory.ledger import summary
+
+    here = installation()
+    with ledger(here) as records:
+        found = [] if records is None else summary(records, images(here.project), now=clock())
+    if as_json:
+        print_json("status", found)
+        return
+    for row in found:
+        table(*((name, "-" if value in {None, ""} else str(value)) for name, value in row.items()))
+        print()
+
+
+@app.command()
+def report(
+    image: Image,
+    run: RunId = None,
+    tell: Annotated[bool, typer.Option("--notify", help="Tell whom [notify] in the site file names.")] = False,
+) -> None:
+    """Write a run's page, one self-contained HTML file, and print its path."""
+    here = installation()
+    found = here.state.run_of(image, run)
+    with ledger(here) as records:
+        if records is None:
+            raise FactoryError("there is no ledger to report from", hint="run 'factory nightly' first")
+        page = report_page(records, found)
+    print(page)
+    if tell:
+        announce(here, image, "ended", f"run {found.id} finished {', '.join(found.stages()) or 'nothing'}; see {page}")
+
+
+@app.command()
+def reconcile(image: Image, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Finish or undo what a crash left in Glance, from what Glance itself shows."""
+    from factory.describe import load_description
+    from factory.rotate import reconcile as mend
+    from factory.store import open_store
+    from factory.system.lock import exclusive
+
+    here = installation()
+    line = load_description(here.project, image).line
+    steps: list[Step] = []
+    with exclusive(here.state.locks / f"{image}.lock", what=f"image {image}"):
+        for target in here.site.targets:
+            with open_store(target, state=here.state, say=saying("reconcile")) as store:
+                steps += mend(line, store=store, now=clock(), say=saying("reconcile"), dry_run=dry_run)
+    if as_json:
+        print_json("reconcile", steps)
+        return
+    for step in steps:
+        print(f"{step.name}: {step.why}\n  image {step.image_id}: {dict(step.change)}")
+    if not steps:
+        print(f"{line}: nothing to do")
+
+
+@app.command()
+def rollback(image: Image, as_json: Json = False) -> None:
+    """Withdraw ``<line>_latest`` in favour of ``_prev``, on every target."""
+    from factory.describe import load_description
+    from factory.rotate import rollback as withdraw
+    from factory.store import open_store
+    from factory.system.lock import exclusive
+
+    here = installation()
+    line = load_description(here.project, image).line
+    done = []
+    with exclusive(here.state.locks / f"{image}.lock", what=f"image {image}"):
+        for target in here.site.targets:
+            with open_store(target, state=here.state, say=saying("rollback")) as store:
+                done.append(withdraw(line, store=store, target=target, now=clock(), say=saying("rollback")))
+    if as_json:
+        print_json("rollback", done)
+        return
+    for one in done:
+        table(("cloud", one.target.cloud), ("latest", one.latest), ("prev", one.prev or "-"))
+
+
+@app.command("verify-signature")
+def verify_signature(
+    directory: Annotated[Path, typer.Argument(help="A bundle or download directory.", show_default=False)],
+    key: Annotated[list[Path] | None, typer.Option("--key", help="A public key file to trust (repeatable).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check checksums and signatures of a bundle with public keys only (exit 1 when not good)."""
+    from factory.sign.verify import verify_signatures
+
+    here = installation()
+    found = verify_signatures(
+        directory,
+        keys=here.project / "keys",
+        public_keys=tuple(key or ()),
+        trusted=here.state.keys / "public",
+        now=clock(),
+    )
+    if as_json:
+        print_json("verify-signature", found)
+        return
+    print(f"{directory}: good")
+    table(("signed by", found.fingerprint), ("files", str(len(found.files))))

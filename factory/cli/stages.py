@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The six stages as verbs, and the night that runs them all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from factory.cli.edge import (
+    AllowDirty,
+    Image,
+    Json,
+    RunId,
+    announce,
+    app,
+    clock,
+    installation,
+    ledger,
+    one_stage,
+    page_of_night,
+    print_json,
+    say,
+    saying,
+    table,
+)
+from factory.errors import FactoryError
+
+if TYPE_CHECKING:
+    from factory.installation import Installation
+    from factory.model import Check
+    from factory.pipeline import Night
+
+
+@app.command()
+def describe(image: Image, as_json: Json = False) -> None:
+    """Resolve a description into a recipe: a build tree that plain kiwi can build."""
+    with one_stage(image, None, fresh=True) as line:
+        recipe = line.describe()
+        line.begin()
+    if as_json:
+        print_json("describe", recipe)
+        return
+    description = recipe.description
+    table(
+        ("image", description.name),
+        ("line", description.line),
+        ("builder", f"{description.builder}, {description.arch}, {description.disk.firmware}"),
+        ("publish", description.publish),
+        ("commit", (recipe.commit or "not in git") + (" with uncommitted changes" if recipe.dirty else "")),
+        *((f"repository {one.alias}", f"{one.url} {' '.join(one.suites)}") for one in recipe.repositories),
+        *((f"mirror {alias}", url) for alias, url in recipe.mirrors.items()),
+        *((f"region {one.name}", ", ".join(server.name for server in one.servers)) for one in recipe.regions),
+        ("tree", str(recipe.tree)),
+        ("tree digest", recipe.tree_sha256),
+        ("recipe digest", recipe.digest),
+        ("run", line.run.id),
+    )
+
+
+@app.command()
+def build(image: Image, run: RunId = None, as_json: Json = False) -> None:
+    """Build the image from its recipe (describes first when the newest run is built already)."""
+    with one_stage(image, run, fresh=run is None and newest_stage(image) != "describe") as line:
+        recipe = line.describe()
+        line.begin()
+        artifact = line.build(recipe)
+    if as_json:
+        print_json("build", artifact)
+        return
+    table(
+        ("image", str(artifact.path)),
+        ("sha256", artifact.sha256),
+        ("size", f"{artifact.size_bytes / 1e6:.1f} MB, virtual {artifact.virtual_size_bytes >> 30} GiB"),
+        ("packages", f"{len(artifact.packages)}, listed in {artifact.packages_list}"),
+        ("source", str(artifact.tarball)),
+        ("run", line.run.id),
+    )
+
+
+@app.command()
+def verify(
+    image: Annotated[str, typer.Argument(help="A folder under descriptions/, or a qcow2 file.", show_default=False)],
+    run: RunId = None,
+    as_json: Json = False,
+) -> None:
+    """Boot the image in the sandbox, run the acceptance suite, and judge it (exit 1 when red)."""
+    from factory.model import Artifact
+
+    if image.endswith(".qcow2") or "/" in image:
+        from factory.verify import verify_file
+
+        here = installation()
+        verdict = verify_file(Path(image), state=here.state, suite=here.suite, say=saying("verify"), now=clock())
+    else:
+        with one_stage(image, run) as line:
+            verdict = line.verify(line.run.read("build", Artifact))
+    if as_json:
+        print_json("verify", verdict)
+    else:
+        print_checks(verdict.checks)
+    if not verdict.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def sign(image: Image, run: RunId = None, as_json: Json = False) -> None:
+    """Sign a green image, its checksums and its source tarball."""
+    from factory.model import Artifact, Verdict
+
+    with one_stage(image, run) as line:
+        bundle = line.sign(line.run.read("build", Artifact), line.run.read("verify", Verdict))
+    if as_json:
+        print_json("sign", bundle)
+        return
+    table(
+        ("bundle", str(bundle.directory)),
+        ("key", bundle.fingerprint + (" (throw-away)" if bundle.throw_away_key else "")),
+        *(("file", name) for name in bundle.files),
+    )
+
+
+@app.command()
+def publish(image: Image, run: RunId = None, allow_dirty: AllowDirty = False, as_json: Json = False) -> None:
+    """Upload a signed image, hidden, read its digest back, and fill the download directory."""
+    from factory.model import Bundle
+
+    with one_stage(image, run) as line:
+        publication = line.publish(line.run.read("sign", Bundle), force=True, allow_dirty=allow_dirty)
+    if as_json:
+        print_json("publish", publication)
+        return
+    table(*((release.dated_name, release.image_id) for release in publication.releases), ("why", publication.reason))
+
+
+@app.command()
+def rotate(image: Image, run: RunId = None, as_json: Json = False) -> None:
+    """Make a published image ``<line>_latest``; the one before becomes ``_prev``."""
+    from factory.model import Publication
+
+    with one_stage(image, run) as line:
+        rotations = line.rotate(line.run.read("publish", Publication))
+    if as_json:
+        print_json("rotate", rotations)
+        return
+    for one in rotations.rotations:
+        table(("latest", one.latest), ("prev", one.prev or "-"), ("gap", f"{one.gap_s * 1000:.0f} ms"))
+
+
+@app.command()
+def nightly(
+    image: Image,
+    force: Annotated[bool, typer.Option("--force", help="Make an image even though nothing changed.")] = False,
+    allow_dirty: AllowDirty = False,
+    as_json: Json = False,
+) -> None:
+    """Describe, build, verify, sign, publish and rotate one image, and report."""
+    from factory import pipeline
+    from factory.doctor import require
+    from factory.system.clock import now
+
+    here = installation()
+    require(here)
+    with ledger(here) as records:
+        try:
+            night = pipeline.nightly(
+                image, here=here, ledger=records, now=now, say=say, force=force, allow_dirty=allow_dirty
+            )
+        except FactoryError as broken:
+            announce(here, image, "broken", broken.message)
+            if records is not None and (runs := here.state.runs_of(image)):
+                say("report", str(page_of_night(records, runs[0]) or "no page"))
+            raise
+        page = page_of_night(records, night.run) if records else None
+    if night.outcome == "red":
+        announce(here, image, "red", night.reason)
+    if as_json:
+        print_json("nightly", night)
+    else:
+        print_night(night, here, page)
+    if night.outcome == "red":
+        raise typer.Exit(1)
+
+
+def newest_stage(image: str) -> str:
+    """The last finished stage of the image's newest run, or nothing."""
+    runs = installation().state.runs_of(image)
+    return (runs[0].stages() or ("",))[-1] if runs else ""
+
+
+def print_checks(checks: Iterable[Check]) -> None:
+    """Every check, failures last so that they are read."""
+    for check in sorted(checks, key=lambda one: one.outcome == "failed"):
+        print(f"{check.outcome.value:<8} {check.name}")
+        if check.outcome == "failed":
+            print(f"         {check.guarantee}\n         {check.message}")
+
+
+def print_night(night: Night, here: Installation, page: Path | None) -> None:
+    """The summary: stages with results and seconds, where the files are, and what the release is called."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    summary = Table("stage", "result", "seconds", "", title=f"{night.image}: {night.outcome} ({night.reason})")
+    for stage in night.stages:
+        summary.add_row(stage.stage, stage.outcome, f"{stage.seconds:.1f}", stage.note)
+    console.print(summary)
+    if night.verdict is not None and not night.verdict.passed:
+        print_checks(night.verdict.failures)
+    table(
+        ("run", str(night.run.path)),
+        ("itself", f"{night.own_cpu_s:.1f} s of processor time outside the programs it called"),
+        *((("report", str(page)),) if page else ()),
+        *((("download", str(here.state.dist)),) if night.rotations else ()),
+    )
+    if night.rotations and any(one.target.cloud == "embedded" for one in night.rotations.rotations):
+        print(f'look:     eval "$({Path(sys.argv[0]).name} --state {here.state.path} cloud env)"; glance image-list')
