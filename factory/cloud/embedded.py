@@ -272,13 +272,16 @@ def _start(layout: Layout, settings: Settings, name: str) -> None:
         argv += ["--worker-class", "gthread", "--workers", "1", "--threads", str(_THREADS[name])]  # SQLite: one process
         argv += ["--timeout", "600", "--graceful-timeout", "5", "--keep-alive", "30"]
         argv += ["--worker-tmp-dir", layout.temporary, "--no-control-socket"]
-        daemon.start(
-            argv,
-            mark=layout.mark(name),
-            log=layout.log(f"{name}-gunicorn"),
-            env=_python_environment(layout),
-            pass_fds=[listener.fileno()],
-        )
+        try:
+            daemon.start(
+                argv,
+                mark=layout.mark(name),
+                log=layout.log(f"{name}-gunicorn"),
+                env=_python_environment(layout),
+                pass_fds=[listener.fileno()],
+            )
+        except CommandFailed as killed:  # out of memory, say: the shell before it may be the one that is hit
+            raise _not_started(layout, name) from killed
 
 
 @contextlib.contextmanager
@@ -316,13 +319,16 @@ def _await_answer(layout: Layout, settings: Settings, name: str) -> None:
     deadline = time.monotonic() + _START_S
     while not _answers(settings, name, timeout_s=_ANSWER_S):
         if daemon.main_pid(layout.mark(name)) is None or time.monotonic() > deadline:
-            logs = [layout.log(f"{name}-gunicorn"), layout.log(name)]
-            raise CloudError(
-                f"the embedded {name} did not start",
-                facts=_last_words(*logs),
-                hint=f"free space: {free_bytes(layout.folder) >> 20} MiB; 'factory cloud down' ends what is left",
-            )
+            raise _not_started(layout, name)
         time.sleep(0.1)
+
+
+def _not_started(layout: Layout, name: str) -> CloudError:
+    return CloudError(
+        f"the embedded {name} did not start",
+        facts=_last_words(layout.log(f"{name}-gunicorn"), layout.log(name)),
+        hint=f"free space: {free_bytes(layout.folder) >> 20} MiB; 'factory cloud down' ends what is left",
+    )
 
 
 def _last_words(*logs: Path) -> tuple[tuple[str, str], ...]:
