@@ -2,53 +2,28 @@
 """The region server: ``GET /regionInfo[?regionHint=NAME]`` tells an instance the update servers of its region.
 
 The region is the one the hint names (case does not count), else the one with the longest prefix around the peer's
-address. Same protocol as SUSE's ``cloud-regionsrv``, but list items are trimmed, values are XML-escaped, and every
-problem of the region data is reported at start instead of showing up as a broken reply.
+address. Same protocol as SUSE's ``cloud-regionsrv``, but list items are trimmed, values are XML-escaped, an IPv4
+address mapped into IPv6 is looked up as what it is, and every problem of the region data is reported at start instead
+of showing up as a broken reply. ``GET /health`` is ours; the protocol has 404 there.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import random
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from xml.sax.saxutils import quoteattr
 
 import radix
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 
-from factory.errors import Fault, InputFault
-from factory.region import ini
-from factory.region.region_rules import NAME, REGION_NAME
+from factory.region.data import Network, RegionEntry, UpdateServer, read_file, served_entries
 
-_FINGERPRINT = re.compile(r"[0-9A-F]{2}(:[0-9A-F]{2}){19}")
-_FAMILIES = (("public-ips", 4), ("public-ipsv6", 6))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateServer:
-    """One element of a reply."""
-
-    ipv4: str
-    ipv6: str
-    name: str
-    registry: str
-    fingerprint: str
-    region: str
-
-    def xml(self) -> str:
-        """The element, with its attributes in the protocol's order; an absent address is left out."""
-        attributes = (
-            ("SMTserverIP", self.ipv4),
-            ("SMTserverIPv6", self.ipv6),
-            ("SMTserverName", self.name),
-            ("SMTregistryName", self.registry),
-            ("fingerprint", self.fingerprint),
-            ("region", self.region),
-        )
-        return "<smtInfo " + " ".join(f"{name}={quoteattr(value)}" for name, value in attributes if value) + "/>"
+PATH = "/regionInfo"
+HEALTH_PATH = "/health"
+Address = IPv4Address | IPv6Address
+Observer = Callable[[str, Response, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,39 +32,39 @@ class RegionTable:
 
     regions: Mapping[str, tuple[UpdateServer, ...]]
     prefixes: Mapping[int, radix.Radix]
+    prefix_count: int = 0
 
     def find(self, hint: str, peer: str) -> tuple[UpdateServer, ...]:
         """The update servers for an instance; empty when nothing is known of it."""
-        if hint.lower() in self.regions:
-            return self.regions[hint.lower()]
-        try:
-            version = ipaddress.ip_address(peer.partition("%")[0]).version
-        except ValueError:
-            return ()
-        node = self.prefixes[version].search_best(peer.partition("%")[0])
-        return self.regions[node.data["region"]] if node else ()
+        found = self.regions.get(hint.lower())
+        return found if found is not None else self.regions.get(self.region_of(peer), ())
+
+    def region_of(self, peer: str) -> str:
+        """The region with the longest prefix around an address, or an empty text."""
+        address = readable(peer)
+        if address is None:
+            return ""
+        inside = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        # a peer that a dual-stack socket calls ::ffff:a.b.c.d has the IPv4 address a.b.c.d
+        return (self._best(inside) if inside else "") or self._best(address)
+
+    def _best(self, address: Address) -> str:
+        node = self.prefixes[address.version].search_best(packed=address.packed)
+        return str(node.data["region"]) if node else ""
 
 
-def create_app(region_data: Path | str) -> Flask:
-    """The WSGI application that serves the region data file.
-
-    Raises:
-        InputFault: with all problems of the file.
-    """
-    table = load_region_data(Path(region_data))
-    app = Flask("region-server", static_folder=None)
-    shuffle = random.SystemRandom().shuffle
-
-    @app.get("/regionInfo")
-    def region_info() -> Response | tuple[str, int]:
-        found = list(table.find(request.args.get("regionHint", ""), request.remote_addr or ""))
-        if not found:
-            return "Not found", 404
-        shuffle(found)
-        body = "\n".join(["<regionSMTdata>", *(server.xml() for server in found), "</regionSMTdata>"])
-        return Response(body, content_type="text/html; charset=utf-8")
-
-    return app
+def region_table(entries: Sequence[RegionEntry]) -> RegionTable:
+    """The look-up table of these regions; takes time in proportion to the number of prefixes."""
+    prefixes = {4: radix.Radix(), 6: radix.Radix()}
+    for entry in entries:
+        for network in entry.networks:
+            tree = prefixes[network.version]
+            tree.add(packed=network.network_address.packed, masklen=network.prefixlen).data["region"] = entry.name
+    return RegionTable(
+        regions={entry.name: entry.servers for entry in entries},
+        prefixes=prefixes,
+        prefix_count=sum(len(entry.networks) for entry in entries),
+    )
 
 
 def load_region_data(path: Path) -> RegionTable:
@@ -98,118 +73,82 @@ def load_region_data(path: Path) -> RegionTable:
     Raises:
         InputFault: with all problems of the file.
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as unreadable:
-        raise InputFault(f"'{path}' cannot be read", hint=str(unreadable)) from unreadable
-    return parse_region_data(text, place=str(path))
+    return parse_region_data(read_file(path), place=str(path))
 
 
 def parse_region_data(text: str, *, place: str) -> RegionTable:
     """Like :func:`load_region_data`, for a text that faults call ``place``."""
-    read = ini.read(text, place=place)
-    loader = _Loader(place, list(read.faults))
-    for section in read.sections.values():
-        loader.section(section)
-    if not read.sections:
-        loader.faults.append(Fault(place=f"{place}:1", problem="holds no region", cure="every instance would get 404"))
-    if loader.faults:
-        raise InputFault(f"'{place}' cannot be served", faults=tuple(loader.faults))
-    return RegionTable(regions=loader.regions, prefixes=loader.prefixes)
+    return region_table(served_entries(text, place=place))
 
 
-class _Loader:
-    def __init__(self, place: str, faults: list[Fault]) -> None:
-        self.place = place
-        self.faults = faults
-        self.regions: dict[str, tuple[UpdateServer, ...]] = {}
-        self.prefixes = {4: radix.Radix(), 6: radix.Radix()}
+def create_app(region_data: Path | str) -> Flask:
+    """The WSGI application that serves a region data file, with nothing around it.
 
-    def section(self, section: ini.Section) -> None:
-        region = section.name.lower()
-        at = f"{self.place}:{section.line} [{section.name}]"
-        if not REGION_NAME.fullmatch(section.name):
-            self.fault(at, "is no region name", "use letters, digits, '.', '_' and '-'")
-        if region in self.regions:
-            self.fault(at, "is there already: case does not count", "its instances would get the other servers")
-        self.regions[region] = tuple(self._servers(section, region, at))
-        for option, version in _FAMILIES:
-            for network in self._values(section, option):
-                self._network(network, version, region, f"{self._at(section, option)}")
+    Raises:
+        InputFault: with all problems of the file.
+    """
+    return app_for(load_region_data(Path(region_data)))
 
-    def fault(self, place: str, problem: str, cure: str) -> None:
-        self.faults.append(Fault(place=place, problem=problem, cure=cure))
 
-    def _at(self, section: ini.Section, option: str) -> str:
-        line = section.options[option].line if option in section.options else section.line
-        return f"{self.place}:{line} {section.name}.{option}"
+def app_for(table: RegionTable, *, trusted_proxies: Sequence[Network] = (), observe: Observer | None = None) -> Flask:
+    """The WSGI application that answers from a table.
 
-    def _values(self, section: ini.Section, option: str) -> tuple[str, ...]:
-        found = section.options.get(option)
-        if found is None or not found.value.strip():
-            return ()
-        values = tuple(value.strip() for value in found.value.split(","))
-        if "" in values:
-            self.fault(self._at(section, option), "has an empty list item", "remove the extra comma")
-        return tuple(value for value in values if value)
+    Args:
+        trusted_proxies: whose ``X-Forwarded-For`` is believed; by default nobody's.
+        observe: is told of every answer: the peer, the response, and the region that was answered (or nothing).
+    """
+    app = Flask("region-server", static_folder=None)
+    shuffle = random.SystemRandom().shuffle
 
-    def _network(self, text: str, version: int, region: str, at: str) -> None:
-        try:
-            network = ipaddress.ip_network(text)
-        except ValueError as wrong:
-            self.fault(at, f"{text!r}: {wrong}", "instances there would get 404; host bits must be zero")
-            return
-        if network.version != version:
-            self.fault(at, f"{text} is not IPv{version}", "move it to the other option")
-            return
-        tree = self.prefixes[version]
-        node = tree.search_exact(str(network))
-        if node is not None:
-            self.fault(at, f"{network} is there already, in [{node.data['region']}]", "an address has one region")
-            return
-        tree.add(str(network)).data["region"] = region
+    @app.get(PATH)
+    def region_info() -> Response | tuple[str, int]:
+        found = list(table.find(request.args.get("regionHint", ""), peer()))
+        if not found:
+            return "Not found", 404
+        g.region = found[0].region
+        shuffle(found)
+        body = "\n".join(["<regionSMTdata>", *(server.element for server in found), "</regionSMTdata>"])
+        return Response(body, content_type="text/html; charset=utf-8")
 
-    def _addresses(self, section: ini.Section, option: str, version: int) -> tuple[str, ...]:
-        values = self._values(section, option)
-        for value in values:
-            try:
-                good = ipaddress.ip_address(value).version == version
-            except ValueError:
-                good = False
-            if not good:
-                self.fault(self._at(section, option), f"{value!r} is not an IPv{version} address", "write it bare")
-        return values
+    @app.get(HEALTH_PATH)
+    def health() -> dict[str, object]:
+        return {"state": "online", "regions": len(table.regions), "networks": table.prefix_count}
 
-    def _servers(self, section: ini.Section, region: str, at: str) -> Iterator[UpdateServer]:
-        ipv4 = self._addresses(section, "smt-server-ip", 4)
-        ipv6 = self._addresses(section, "smt-server-ipv6", 6)
-        count = len(ipv4) or len(ipv6)
-        if not count:
-            self.fault(at, "has neither smt-server-ip nor smt-server-ipv6", "name the update servers' addresses")
-        if ipv4 and ipv6 and len(ipv4) != len(ipv6):
-            self.fault(at, f"pairs {len(ipv4)} IPv4 with {len(ipv6)} IPv6 addresses", "element i of each is one server")
-        names = self._paired(section, "smt-server-name", count, NAME)
-        registries = self._paired(section, "smt-registry-name", count, NAME)
-        prints = self._paired(section, "smt-fingerprint", count, _FINGERPRINT)
-        for index in range(min(count, len(names), len(registries), len(prints))):
-            yield UpdateServer(
-                ipv4=ipv4[index] if index < len(ipv4) else "",
-                ipv6=ipv6[index] if index < len(ipv6) else "",
-                name=names[index],
-                registry=registries[index],
-                fingerprint=prints[index],
-                region=region,
-            )
+    def peer() -> str:
+        forwarded = request.headers.get("X-Forwarded-For", "") if trusted_proxies else ""
+        return peer_address(request.remote_addr or "", forwarded, trusted_proxies)
 
-    def _paired(self, section: ini.Section, option: str, count: int, form: re.Pattern[str]) -> Sequence[str]:
-        values = self._values(section, option)
-        at = self._at(section, option)
-        if not values:
-            self.fault(at, f"'{option}' is missing", "SUSE's clients cannot do without it")
-        for value in values:
-            if not form.fullmatch(value):
-                wanted = "a SHA-1 fingerprint, upper case with colons" if form is _FINGERPRINT else "a DNS name"
-                self.fault(at, f"{value!r} is not {wanted}", "clients refuse it")
-        if values and count and len(values) not in {1, count}:
-            self.fault(at, f"holds {len(values)} values for {count} servers", "write one for all, or one for each")
-        return values * count if len(values) == 1 else values
+    if observe is not None:
+
+        @app.after_request
+        def tell(response: Response) -> Response:
+            observe(peer(), response, g.get("region", ""))
+            return response
+
+    return app
+
+
+def peer_address(remote: str, forwarded: str, trusted_proxies: Sequence[Network]) -> str:
+    """Who asks: the last hop that is no trusted proxy; empty when a trusted proxy names nothing readable.
+
+    Args:
+        remote: the socket's address.
+        forwarded: the value of ``X-Forwarded-For``, to which each proxy appends whom it saw.
+    """
+    hops = [*forwarded.split(","), remote] if forwarded else [remote]
+    for hop in reversed(hops):
+        address = readable(hop.strip())
+        if address is None:
+            return remote if len(hops) == 1 else ""
+        plain = (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
+        if not any(plain in network for network in trusted_proxies):
+            return hop.strip()
+    return hops[0].strip()
+
+
+def readable(text: str) -> Address | None:
+    """An address without its zone, or None."""
+    try:
+        return ip_address(text.partition("%")[0])
+    except ValueError:
+        return None

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.errors import InputFault
-from factory.region.server import UpdateServer, create_app, parse_region_data
+from factory.region.data import UpdateServer
+from factory.region.server import create_app, parse_region_data
 
 PRINT_A, PRINT_B = ":".join(["AA"] * 20), ":".join(["0B"] * 20)
 DATA = f"""\
@@ -55,7 +56,9 @@ def regions_of(body: str) -> set[str]:
         ("", "192.0.2.8", None),
         ("", "2001:db8:a::9", "region-a"),
         ("", "2001:db8:b::9", None),
-        ("", "::ffff:10.0.0.1", None),
+        ("", "::ffff:10.0.0.1", "region-a"),
+        ("", "::ffff:10.1.0.1", "region-b"),
+        ("", "::ffff:203.0.113.1", None),
         ("", "::ffff:198.51.100.4", "region-b"),
         ("", "fe80::1%eth0", None),
         ("?regionHint=region-b", "10.0.0.1", "region-b"),
@@ -126,9 +129,9 @@ def test_the_order_is_random(client: FlaskClient) -> None:
 
 @given(st.text(string.printable, max_size=60))
 def test_whatever_is_in_a_value_the_reply_is_xml(text: str) -> None:
-    shown = UpdateServer(ipv4="192.0.2.1", ipv6="", name=text or "x", registry="r", fingerprint="f", region="r").xml()
+    server = UpdateServer(ipv4="192.0.2.1", ipv6="", name=text or "x", registry="r", fingerprint="f", region="r")
     if all(char >= " " or char in "\t\n\r" for char in text):
-        assert ElementTree.fromstring(shown).get("SMTserverName") == (text or "x")
+        assert ElementTree.fromstring(server.element).get("SMTserverName") == (text or "x")
 
 
 @given(st.text(max_size=80))
