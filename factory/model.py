@@ -68,11 +68,17 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """How long dated images stay: ``monthly`` first-of-month images, ``daily`` others, ``prev`` visible older ones."""
+    """How long dated images stay: ``monthly`` first-of-month images by months, others by ``daily`` days.
+
+    ``prev`` is how many older ones stay visible. With ``last``, exactly so many images of a line are kept instead,
+    whatever their age. ``grace_days`` is how long an image that goes is deactivated before it is deleted.
+    """
 
     monthly: int = 24
     daily: int = 7
     prev: int = 1
+    last: int | None = None
+    grace_days: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,7 +425,10 @@ class RotationPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotation:
-    """What a rotation did in one store; ``gap_s`` is how long plain listings missed ``_latest``."""
+    """What a rotation did in one store; ``gap_s`` is how long plain listings missed ``_latest``.
+
+    ``swept`` are the images of the line that had outlived their promise and went afterwards.
+    """
 
     target: Target
     line: str
@@ -429,6 +438,7 @@ class Rotation:
     steps: tuple[Step, ...]
     gap_s: float
     rotated_at: datetime
+    swept: tuple[Step, ...] = ()
 
 
 def utc(seconds: float) -> datetime:

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeVar
 
 from factory.build import build
 from factory.describe import describe
-from factory.errors import FactoryError, LedgerError
+from factory.errors import FactoryError, LedgerError, StoreError
 from factory.gc import expect_space
 from factory.inputs.freshness import indexes_changed
 from factory.installation import Installation
 from factory.ledger import Ledger, detail_of
-from factory.model import Artifact, Bundle, Outcome, Publication, Recipe, Rotations, StoredImage, Verdict
+from factory.model import Artifact, Bundle, Outcome, Publication, Recipe, Rotations, Step, StoredImage, Verdict
 from factory.policy import Published, due
 from factory.publish import publish
+from factory.retention import sweep
 from factory.rotate import rotate
 from factory.sign import sign
 from factory.store import open_store
 from factory.store.directory import publish_directory
+from factory.store.protocol import ImageStore
 from factory.system.files import remove
 from factory.system.lock import exclusive
 from factory.system.state import Run
@@ -232,9 +234,20 @@ class Line:
         rotations = []
         for release in publication.releases:
             with open_store(release.target, state=self.here.state, say=self.saying("rotate")) as store:
-                rotations.append(rotate(release, store=store, now=self.now(), say=self.saying("rotate")))
-                self.images += store.list_line(rotations[-1].line)
+                rotated = rotate(release, store=store, now=self.now(), say=self.saying("rotate"))
+                rotations.append(replace(rotated, swept=self._sweep(rotated.line, store)))
+                self.images += store.list_line(rotated.line)
         return Rotations(rotations=tuple(rotations))
+
+    def _sweep(self, line: str, store: ImageStore) -> tuple[Step, ...]:
+        """Delete what has outlived its promise; trouble with old images is said and fails no night."""
+        retention = self.run.read("describe", Recipe).description.retention
+        try:
+            swept = sweep(line, store=store, now=self.now(), say=self.saying("rotate"), grace_days=retention.grace_days)
+        except StoreError as trouble:
+            self.say("rotate", f"old images were not looked at: {trouble.message}")
+            return ()
+        return swept.steps
 
     def _last_published(self) -> Published | None:
         for run in self.here.state.runs_of(self.run.image):

@@ -14,7 +14,7 @@ from datetime import datetime
 from factory.errors import InputFault, StoreError
 from factory.model import Artifact, Bundle, Release, Role, StoredImage, Target
 from factory.store.line import LEASE_S, claim_id, free_dated_name
-from factory.store.metadata import GIB, faults, keep_until, metadata, name_faults, reserved, tags, unknown, wire
+from factory.store.metadata import GIB, faults, metadata, name_faults, promise, reserved, tags, unknown, wire
 from factory.store.protocol import IdTaken, ImageStore, NotWanted, Say
 from factory.store.recovery import foreign, recover, refuse_if_held
 from factory.system.files import expect_digest
@@ -220,7 +220,8 @@ def _describe(
     published = [other for other in images if other.role != Role.CANDIDATE and other.id != image.id]
     month = artifact.built_at.strftime("%Y-%m")
     first = all(other.properties.get("imgfactory_built_at", "")[:7] != month for other in published)
-    until = keep_until(artifact.built_at, description.retention, first_of_month=first).isoformat()
+    advertised = description.metadata.get("uuid_validity", "")
+    until = promise(artifact.built_at, description.retention, first_of_month=first, advertised=advertised)
     said = metadata(bundle, target)
     if "uuid_validity" not in description.metadata:
         said["uuid_validity"] = until

@@ -15,6 +15,7 @@ from datetime import datetime
 from factory.errors import InputFault, LineHeld, StoreError
 from factory.model import Release, Role, Rotation, RotationPlan, Step, StoredImage, Target
 from factory.store.line import (
+    BLOCKED,
     HIDDEN,
     LEASE_S,
     as_archive,
@@ -99,8 +100,11 @@ def _overlap(line: str, latest: StoredImage, candidate: StoredImage) -> list[Ste
     ]
 
 
-def plan_rollback(images: Sequence[StoredImage], *, line: str) -> RotationPlan:
+def plan_rollback(images: Sequence[StoredImage], *, line: str, block: bool = False) -> RotationPlan:
     """The requests that make the previous image the latest again and withdraw the latest.
+
+    Args:
+        block: note on the withdrawn image that it is to be deactivated, so that a crash does not forget it.
 
     Raises:
         StoreError: there is no healthy previous image, or the line is not in order.
@@ -109,12 +113,18 @@ def plan_rollback(images: Sequence[StoredImage], *, line: str) -> RotationPlan:
     if bad is None or good is None or not healthy(good):
         raise StoreError(f"'{line}' has no healthy previous image to go back to", hint="publish a fixed image instead")
     older = [image for image in images if image.hidden and image.role == Role.ARCHIVE and healthy(image)]
+    blocked = {BLOCKED: "wanted"} if block else {}
     before = next((image for image in newest(older) if image.generation < good.generation), None)
     steps = [
         _step(
             "K2", good, {"name": latest_name(line), **HIDDEN}, "the previous image stands by under the latest's name"
         ),
-        _step("K3", bad, as_withdrawn(bad), "the latest is withdrawn: from here on the previous one is found"),
+        _step(
+            "K3",
+            bad,
+            {**as_withdrawn(bad), **blocked},
+            "the latest is withdrawn: from here on the previous one is found",
+        ),
         _step("K4", good, as_latest(good), "the previous image is shown as the latest"),
     ]
     if before is not None:
@@ -163,10 +173,21 @@ def apply(plan: RotationPlan, store: ImageStore, *, target: Target, now: datetim
     )
 
 
-def rollback(line: str, *, store: ImageStore, target: Target, now: datetime, say: Say) -> Rotation:
-    """Withdraw the latest image of a line in favour of the previous one. The caller has the local lock."""
+def rollback(
+    line: str, *, store: ImageStore, target: Target, now: datetime, say: Say, deactivate: bool = False
+) -> Rotation:
+    """Withdraw the latest image of a line in favour of the previous one. The caller has the local lock.
+
+    Args:
+        deactivate: the withdrawn image is dangerous, not only broken: nobody may start it any more, by its id either.
+    """
     images = recover(store, line, now=now, say=say).images
-    return apply(plan_rollback(images, line=line), store, target=target, now=now, say=say)
+    planned = plan_rollback(images, line=line, block=deactivate)
+    done = apply(planned, store, target=target, now=now, say=say)
+    if deactivate and done.archived:
+        store.deactivate(done.archived)
+        say(f"{line}: nobody can start image {done.archived} any more")
+    return done
 
 
 def reconcile(

@@ -85,19 +85,23 @@ def report(
 
 @app.command()
 def reconcile(image: Image, dry_run: DryRun = False, as_json: Json = False) -> None:
-    """Finish or undo what a crash left in Glance, from what Glance itself shows."""
+    """Finish or undo what a crash left in Glance, and delete images that have outlived their promise."""
     from factory.describe import load_description
+    from factory.retention import sweep
     from factory.rotate import reconcile as mend
     from factory.store import open_store
     from factory.system.lock import exclusive
 
     here = installation()
-    line = load_description(here.project, image).line
+    description = load_description(here.project, image)
+    line, grace = description.line, (here.site.retention or description.retention).grace_days
     steps: list[Step] = []
     with exclusive(here.state.locks / f"{image}.lock", what=f"image {image}"):
         for target in here.site.targets:
             with open_store(target, state=here.state, say=saying("reconcile")) as store:
-                steps += mend(line, store=store, now=clock(), say=saying("reconcile"), dry_run=dry_run)
+                told = saying("reconcile")
+                steps += mend(line, store=store, now=clock(), say=told, dry_run=dry_run)
+                steps += sweep(line, store=store, now=clock(), say=told, grace_days=grace, dry_run=dry_run).steps
     if as_json:
         print_json("reconcile", steps)
         return
@@ -108,7 +112,13 @@ def reconcile(image: Image, dry_run: DryRun = False, as_json: Json = False) -> N
 
 
 @app.command()
-def rollback(image: Image, as_json: Json = False) -> None:
+def rollback(
+    image: Image,
+    deactivate: Annotated[
+        bool, typer.Option("--deactivate", help="Also let nobody start the withdrawn image by its id.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Withdraw ``<line>_latest`` in favour of ``_prev``, on every target."""
     from factory.describe import load_description
     from factory.rotate import rollback as withdraw
@@ -121,7 +131,8 @@ def rollback(image: Image, as_json: Json = False) -> None:
     with exclusive(here.state.locks / f"{image}.lock", what=f"image {image}"):
         for target in here.site.targets:
             with open_store(target, state=here.state, say=saying("rollback")) as store:
-                done.append(withdraw(line, store=store, target=target, now=clock(), say=saying("rollback")))
+                told = saying("rollback")
+                done.append(withdraw(line, store=store, target=target, now=clock(), say=told, deactivate=deactivate))
     if as_json:
         print_json("rollback", done)
         return

@@ -46,7 +46,9 @@ def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ..
         found = _write(project, made, partial, site=site, regions=regions, now=now)
     tree_sha256 = tree_digest(run.tree)
     declared = (*made.description.declared_files, *found, *made_later(project, image))
-    described = replace(made.description, declared_files=declared)
+    described = replace(
+        made.description, declared_files=declared, retention=site.retention or made.description.retention
+    )
     at = checkout(project)
     return Recipe(
         description=described,

@@ -138,6 +138,8 @@ class RetentionTable(Closed):
     monthly: NotNegative = 24
     daily: NotNegative = 7
     prev: NotNegative = 1
+    last: Annotated[int, Field(ge=2)] | None = None
+    grace_days: NotNegative = 0
 
 
 class ImageFile(Closed):

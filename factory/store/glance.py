@@ -215,6 +215,9 @@ class GlanceStore:
         self._authorized(self._connection.session.get_token)
         return lambda: self._patch(image_id, body, _URGENT_S)
 
+    def deactivate(self, image_id: str) -> None:
+        self._send("POST", f"/images/{image_id}/actions/deactivate", accept=(204,))
+
     def delete(self, image_id: str) -> None:
         self._send("DELETE", f"/images/{image_id}", accept=(204, _NOT_FOUND))
 

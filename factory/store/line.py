@@ -21,6 +21,8 @@ LEASE_S = 3600.0
 """How long a candidate that its holder does not touch keeps the line."""
 _FIELD_OF = {"name": "name", "os_hidden": "hidden", "visibility": "visibility", "protected": "protected"}
 HIDDEN: Change = {"os_hidden": True}
+BLOCKED = "imgfactory_blocked"
+"""Property of a withdrawn image that nobody may start: it is to be deactivated, and stays so."""
 
 
 def latest_name(line: str) -> str:

@@ -128,6 +128,11 @@ class MemoryStore:
     def prepare(self, image_id: str, change: Mapping[str, object]) -> Callable[[], StoredImage]:
         return lambda: self.patch(image_id, change)
 
+    def deactivate(self, image_id: str) -> None:
+        image = self._own(image_id)
+        _demand(image.status in {"active", "deactivated"}, f"the image is {image.status}")
+        self.service.images[image_id] = dataclasses.replace(image, status="deactivated", updated_at=self.service.tick())
+
     def delete(self, image_id: str) -> None:
         if self.get(image_id) is None:
             return

@@ -169,6 +169,20 @@ def keep_until(built_at: datetime, retention: Retention, *, first_of_month: bool
     return date(year, month + 1, min(built_at.day, last_day))
 
 
+def promise(built_at: datetime, retention: Retention, *, first_of_month: bool, advertised: str = "") -> str:
+    """What ``imgfactory_keep_until`` says: a date, ``last-N`` or ``forever``; never less than is advertised.
+
+    Args:
+        advertised: the ``uuid_validity`` that the description itself gives (SCS-0102), or nothing.
+    """
+    if advertised == "forever" or advertised.startswith("last-"):
+        return advertised
+    if retention.last is not None:
+        return f"last-{retention.last}"
+    until = keep_until(built_at, retention, first_of_month=first_of_month).isoformat()
+    return max(until, advertised) if re.fullmatch(_DATE, advertised) else until
+
+
 def faults(properties: Mapping[str, str], *, place: str, complete: bool = True) -> tuple[Fault, ...]:
     """Everything that is wrong with a set of properties.
 

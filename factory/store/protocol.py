@@ -73,6 +73,13 @@ class ImageStore(Protocol):
     def prepare(self, image_id: str, change: Mapping[str, object]) -> Callable[[], StoredImage]:
         """A :meth:`patch` with everything done but the sending, to be retried hard when it is sent."""
 
+    def deactivate(self, image_id: str) -> None:
+        """Let nobody boot or download an image any more; servers that run from it stay. Twice is fine.
+
+        Raises:
+            StoreError: the cloud does not let us.
+        """
+
     def delete(self, image_id: str) -> None:
         """Delete an image; one that is gone is fine.
 

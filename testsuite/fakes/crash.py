@@ -63,6 +63,9 @@ class CrashingStore:
         send = self._store.prepare(image_id, change)
         return lambda: self._write("patch", send)
 
+    def deactivate(self, image_id: str) -> None:
+        self._write("deactivate", lambda: self._store.deactivate(image_id))
+
     def delete(self, image_id: str) -> None:
         self._write("delete", lambda: self._store.delete(image_id))
 

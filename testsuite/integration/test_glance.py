@@ -23,6 +23,7 @@ from factory.cloud.settings import REGION
 from factory.errors import LineHeld, StoreError
 from factory.model import Bundle, StoredImage, Target
 from factory.publish import publish
+from factory.retention import sweep
 from factory.rotate import rollback, rotate
 from factory.store.glance import GlanceStore, connect_glance
 from factory.store.line import claim_id
@@ -379,6 +380,37 @@ def test_a_foreign_hand_on_the_latest_is_repaired(
     assert any("ALARM" in text for text in said)
     assert readers.sdk(f"{line}_latest") == second
     assert readers.sdk(f"{line}_prev") == first
+    expect_order(store.list_line(line), line, prev=True)
+
+
+# -- what has outlived its promise -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kill_at", "moment"), [(0, ""), (1, "before"), (1, "after"), (2, "after")])
+def test_a_sweep_deletes_what_may_go_also_when_it_was_killed(
+    tenant: Tenant, nights: Callable[[str], list[Bundle]], readers: Readers, tmp_path: Path, kill_at: int, moment: str
+) -> None:
+    line = f"Sweep_{tenant.name}"
+    store = tenant.store()
+    oldest, prev, latest = (night(bundle, store) for bundle in nights(line))
+    store.patch(oldest, {"imgfactory_keep_until": "2026-01-01"})
+    count = 0
+
+    def observe(when: str, name: str) -> None:
+        nonlocal count
+        if name.startswith(WRITES):
+            count += when == "before"
+            if count == kill_at and when == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    trace = tmp_path / "trace"
+    with other_process(lambda: sweep(line, store=tenant.store(observer=observe), now=now(), say=silent), trace) as pid:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status == (-signal.SIGKILL if kill_at else 0), trace.read_text() if trace.exists() else ""
+    assert readers.sdk(f"{line}_latest") == latest
+    recover(store, line, now=now(), say=silent)
+    sweep(line, store=store, now=now(), say=silent)
+    assert [image.id for image in store.list_line(line)] == [latest, prev]
     expect_order(store.list_line(line), line, prev=True)
 
 

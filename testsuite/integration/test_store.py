@@ -171,3 +171,17 @@ def test_another_project_sees_public_images_and_changes_none(pair: Pair, qcow2: 
     with pytest.raises(StoreError):
         other.delete(made.id)
     store.patch(made.id, {"visibility": "private"})
+
+
+def test_a_deactivated_image_stays_but_has_no_bytes_to_give(store: ImageStore, qcow2: Path) -> None:
+    made = store.create(fresh(), record("L"))
+    with pytest.raises(StoreError):
+        store.deactivate(made.id)  # it has no bytes yet
+    store.upload(made.id, qcow2)
+    for _ in range(2):
+        store.deactivate(made.id)
+    found = store.get(made.id)
+    assert found is not None
+    assert found.status == "deactivated"
+    store.delete(made.id)
+    assert store.get(made.id) is None
