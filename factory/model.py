@@ -143,7 +143,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionClient:
-    """``[region_client]``: the keys of ``/etc/regionserverclnt.cfg``."""
+    """``[region_client]``: the keys of ``/etc/regionserverclnt.cfg``; ``provider`` begins our packages' names."""
 
     api: str = "regionInfo"
     cert_location: str = "/usr/lib/regionService/certs"
@@ -152,6 +152,7 @@ class RegionClient:
     instance_args: str = "none"
     package_backend: str = "apt"
     metadata_server: str = ""
+    provider: str = "image-factory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

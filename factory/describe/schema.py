@@ -187,6 +187,7 @@ class RegionClientTable(Closed):
     instance_args: Text = "none"
     package_backend: Text = "apt"
     metadata_server: WebAddress | Literal[""] = ""
+    provider: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])$")] = "image-factory"
 
 
 class TargetTable(Closed):

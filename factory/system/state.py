@@ -130,6 +130,11 @@ class State:
         return self.path / "dist"
 
     @property
+    def region_packages(self) -> Path:
+        """The record of which versions of our own packages were given out."""
+        return self.path / "region-packages.json"
+
+    @property
     def locks(self) -> Path:
         return self.path / "locks"
 
