@@ -18,7 +18,9 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 from factory.errors import Fault, InputFault
+from factory.model import Region
 from factory.region import ini
+from factory.region.certificates import fingerprint
 from factory.region.region_rules import NAME, REGION_NAME
 
 Network = IPv4Network | IPv6Network
@@ -94,6 +96,61 @@ def read_file(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as unreadable:
         fault = Fault(place=str(path), problem=f"cannot be read: {unreadable}", cure="it must be UTF-8 text")
         raise InputFault(f"'{path}' cannot be read", faults=(fault,)) from unreadable
+
+
+def network_of(text: str) -> Network:
+    """The network that a text names; a bare address is a network of one.
+
+    Raises:
+        ValueError: it names none; the text says why.
+    """
+    if "%" in text:  # a zone means something on one host only
+        raise ValueError(f"{text!r} does not appear to be an IPv4 or IPv6 network")
+    try:
+        return ip_network(text)
+    except ValueError as wrong:
+        raise ValueError(str(wrong) if repr(text) in str(wrong) else f"{text!r}: {wrong}") from None
+
+
+def server_address_problem(text: str, version: int) -> str:
+    """Why an update server cannot be announced at this address, or an empty text."""
+    try:
+        address = ip_address(text) if "%" not in text else None
+    except ValueError:
+        address = None
+    if address is None or address.version != version:
+        return f"{text!r} is not an IPv{version} address"
+    if str(address) in _FORGOTTEN_BY_CLIENTS:
+        return f"{address} is each instance itself: SUSE's client forgets a server there"
+    if address.is_unspecified or address.is_multicast:
+        return f"{address} can never be a server"
+    return ""
+
+
+def entries_of(regions: Sequence[Region]) -> tuple[RegionEntry, ...]:
+    """Regions as region data has them; without a registry name the server's own stands in, which clients need.
+
+    Raises:
+        ValueError, OSError: a CA certificate cannot be read (``check_regions`` tells of all of them).
+    """
+    return tuple(
+        RegionEntry(
+            name=region.name.lower(),
+            networks=tuple(dict.fromkeys(map(ip_network, region.networks))),
+            servers=tuple(
+                UpdateServer(
+                    ipv4=server.ipv4,
+                    ipv6=server.ipv6,
+                    name=server.name,
+                    registry=server.registry or server.name,
+                    fingerprint=fingerprint(server.pem.read_text()),
+                    region=region.name.lower(),
+                )
+                for server in region.update_servers
+            ),
+        )
+        for region in regions
+    )
 
 
 def read_region_data(text: str, *, place: str) -> Reading:
@@ -221,11 +278,13 @@ class _Reader:
 
     def _network(self, item: _Item, version: int, region: str) -> Network | None:
         try:
-            network = ip_network(item.text) if "%" not in item.text else None
+            network = network_of(item.text)
         except ValueError as wrong:
-            self.fault(item.place, f"{item.text!r}: {wrong}", "instances there would get 404; host bits must be zero")
+            self.fault(
+                item.place, str(wrong), "instances there would get 404; write ADDRESS/LENGTH with host bits zero"
+            )
             return None
-        if network is None or network.version != version:
+        if network.version != version:
             self.fault(item.place, f"{item.text} is not IPv{version}", "move it to the other option")
             return None
         owner = self.owners.setdefault(network, _Item(region, item.place))
@@ -240,16 +299,8 @@ class _Reader:
     def _addresses(self, section: ini.Section, option: str, version: int) -> list[str]:
         items = self._items(section, option)
         for item in items:
-            try:
-                address = ip_address(item.text) if "%" not in item.text else None
-            except ValueError:
-                address = None
-            if address is None or address.version != version:
-                self.fault(item.place, f"{item.text!r} is not an IPv{version} address", "write it bare")
-            elif str(address) in _FORGOTTEN_BY_CLIENTS:
-                self.fault(item.place, f"{address} is each instance itself", "SUSE's client forgets a server there")
-            elif address.is_unspecified or address.is_multicast:
-                self.fault(item.place, f"{address} can never be a server", "name the update server's own address")
+            if problem := server_address_problem(item.text, version):
+                self.fault(item.place, problem, "write the update server's own address, bare")
         return [item.text for item in items]
 
     def _servers(self, section: ini.Section, region: str, at: str) -> Iterator[UpdateServer]:

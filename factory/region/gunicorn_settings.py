@@ -13,6 +13,7 @@ import errno
 import signal
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
@@ -25,6 +26,7 @@ keepalive = 5
 timeout = 60
 graceful_timeout = 2
 control_socket_disable = True
+forwarded_allow_ips = ""
 accesslog = "-"
 access_log_format = '%(t)s %(h)s "%(r)s" %(s)s %(B)s "%(a)s"'
 
@@ -47,12 +49,24 @@ class _ImpatientSocket(ssl.SSLSocket):
         self.settimeout(None if flag else 0.0)
 
 
-def ssl_context(_config: object, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """The TLS context of a listening socket."""
-    context = default()
-    context.sslsocket_class = _ImpatientSocket
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
+_contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
+
+
+def ssl_context(config: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:  # noqa: ANN401 - no stubs
+    """The TLS context of a connection: one for all, until the certificate or its key is replaced."""
+    files = tuple((name, Path(name).stat().st_mtime_ns) for name in (config.certfile, config.keyfile))
+    if files not in _contexts:
+        try:
+            context = default()
+        except (OSError, ssl.SSLError):
+            if not _contexts:
+                raise
+            return next(iter(_contexts.values()))  # half replaced: the old pair goes on until the new one fits
+        context.sslsocket_class = _ImpatientSocket
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        _contexts.clear()
+        _contexts[files] = context
+    return _contexts[files]
 
 
 def post_fork(_server: Any, _worker: Any) -> None:  # noqa: ANN401 - gunicorn's own types have no stubs

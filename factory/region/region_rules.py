@@ -24,6 +24,7 @@ def check_regions(regions: Sequence[Region], *, place: str = "site.toml") -> tup
 
 def _faults(regions: Sequence[Region], place: str) -> Iterator[Fault]:
     seen: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for region in regions:
         where = f"{place} region.{region.name}"
         if not REGION_NAME.fullmatch(region.name):
@@ -43,22 +44,29 @@ def _faults(regions: Sequence[Region], place: str) -> Iterator[Fault]:
             yield Fault(
                 place=where, problem="has no update servers", cure="instances could not register; name two or more"
             )
-        yield from _network_faults(region, where)
+        yield from _network_faults(region, where, owners)
         for server in (*region.servers, *region.update_servers):
             yield from _server_faults(server, where)
         yield from _pairing_faults(region, where)
         yield from _authority_faults(region, where)
 
 
-def _network_faults(region: Region, where: str) -> Iterator[Fault]:
+def _network_faults(region: Region, where: str, owners: dict[str, str]) -> Iterator[Fault]:
     for network in region.networks:
         try:
-            ipaddress.ip_network(network)
+            owner = owners.setdefault(str(ipaddress.ip_network(network)), region.name)
         except ValueError as wrong:
             yield Fault(
                 place=f"{where}.networks",
                 problem=f"{network!r}: {wrong}",
                 cure="instances there would get 404 from the region server; write ADDRESS/LENGTH with host bits zero",
+            )
+            continue
+        if owner != region.name:
+            yield Fault(
+                place=f"{where}.networks",
+                problem=f"{network} is in '{owner}' too",
+                cure="an address has one region; of nested networks the longer prefix wins",
             )
 
 
