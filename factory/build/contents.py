@@ -112,10 +112,10 @@ def owners(tree: Tree) -> dict[str, str]:
             continue
         package = posixpath.basename(entry.path).removesuffix(".list").partition(":")[0]
         for line in tree.read(entry.path).decode(errors="surrogateescape").splitlines():
-            folder, name = posixpath.split(line)
+            folder, _, name = line.rpartition("/")
             if folder not in canonical:
-                canonical[folder] = posixpath.dirname(tree.canonical(posixpath.join(folder, "x")))
-            found.setdefault(posixpath.join(canonical[folder], name), package)
+                canonical[folder] = posixpath.dirname(tree.canonical(f"{folder}/x")).rstrip("/")
+            found.setdefault(f"{canonical[folder]}/{name}", package)
     lines = tree.read("/var/lib/dpkg/diversions").decode(errors="surrogateescape").splitlines()
     for original, moved, package in zip(lines[::3], lines[1::3], lines[2::3], strict=False):
         if package != ":":

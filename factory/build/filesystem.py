@@ -118,8 +118,8 @@ def write_filesystem(box: Box, disk: Path, partition: RootPartition, like: Forma
 
 
 def _batch(inodes: Iterable[int], epoch: int) -> bytes:
-    lines = (f"set_inode_field <{inode}> {field} @{epoch}\n" for inode in inodes for field in _TIME_FIELDS)
-    return "".join(lines).encode()
+    lines = "".join(f"set_inode_field <%d> {field} @{epoch}\n" for field in _TIME_FIELDS)
+    return "".join([lines % ((inode,) * len(_TIME_FIELDS)) for inode in inodes]).encode()
 
 
 def used_inodes(text: str, inodes: int) -> Iterator[int]:

@@ -12,7 +12,7 @@ import email.utils
 import gzip
 import lzma
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -21,7 +21,7 @@ from factory.errors import InputsError
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BY_HASH = re.compile(r"(?:(?P<folder>.*)/)?by-hash/SHA256/(?P<digest>[0-9a-f]{64})")
 _PACKAGES = re.compile(r"(?:.*/)?Packages(?:\.(?:xz|gz|bz2))?")
-_FILENAME_AND_DIGEST = re.compile(rb"^(?:Filename|SHA256): *(\S+)[ \t]*$", re.MULTILINE)
+_FILENAME_OR_DIGEST = re.compile(rb"\n(?:Filename|SHA256): *(\S+)")
 _UNPACK = {".xz": lzma.decompress, ".gz": gzip.decompress, ".bz2": bz2.decompress}
 
 
@@ -117,21 +117,13 @@ def package_digests(packages: bytes) -> dict[str, str]:
     build's whole download. ``Filename`` comes before ``SHA256`` in a stanza of every archive tool in use; a stanza in
     another order just has no entry, and its file is fetched and verified by apt alone.
     """
-    found: dict[str, str] = {}
-    name = ""
-    for (value,) in _pairs(packages):
-        if _SHA256.fullmatch(value):
-            if name:
-                found[name] = value
-            name = ""
-        else:
-            name = value
-    return found
-
-
-def _pairs(packages: bytes) -> Iterator[tuple[str]]:
-    for match in _FILENAME_AND_DIGEST.finditer(packages):
-        yield (match[1].decode(errors="replace"),)
+    values = [value.decode(errors="replace") for value in _FILENAME_OR_DIGEST.findall(b"\n" + packages)]
+    is_digest = [_SHA256.fullmatch(value) is not None for value in values]
+    return {
+        value: following
+        for value, following, named, digest in zip(values, values[1:], is_digest, is_digest[1:], strict=False)
+        if digest and not named
+    }
 
 
 def stanza(packages: bytes, package: str) -> dict[str, str] | None:

@@ -113,7 +113,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def serve(listening: socket.socket, recorder: Recorder) -> Iterator[None]:
     """Answer on ``listening`` (bound, listening) for the length of the block; the socket is closed with it."""
     server = _Server(listening, recorder)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.25}, daemon=True)
     thread.start()
     try:
         yield

@@ -19,6 +19,8 @@ from factory.system.clock import now
 from factory.system.run import Completed, failure, last_lines
 
 _POLL_S = 0.2
+_OVERLAP_BYTES = 4096
+"""More than what we look for takes on the console, so that nothing is missed where two looks meet."""
 _READ_SCREEN = (
     'set -- $(sudo -n head -c 2 /dev/vcsa1 | od -An -tu1) && test -n "$2" && sudo -n fold -b -w "$2" /dev/vcs1'
 )
@@ -113,7 +115,7 @@ class Guest:
         return self._console.size_bytes()
 
     def wait_for(self, pattern: str, *, timeout_s: float, since_bytes: int = 0, what: str = "") -> float:
-        """Wait until the serial console shows ``pattern`` (a regular expression).
+        """Wait until the serial console shows ``pattern`` (a regular expression, for less than 4 KiB of text).
 
         Returns:
             Seconds waited.
@@ -124,13 +126,16 @@ class Guest:
         """
         import re
 
-        wanted, started = re.compile(pattern), time.monotonic()
+        wanted, started, looked_bytes = re.compile(pattern), time.monotonic(), since_bytes
         while True:
-            text = plain(self._console.text(since_bytes=since_bytes))
+            text, said_bytes = "", self._console.size_bytes()
+            if said_bytes > looked_bytes:  # a boot is some hundred looks: only what is new is read, and what it ends
+                text = plain(self._console.text(since_bytes=max(since_bytes, looked_bytes - _OVERLAP_BYTES)))
+                looked_bytes = said_bytes
             if wanted.search(text):
                 return time.monotonic() - started
             self.expect_running()
-            if self._console.size_bytes() > LIMIT_BYTES:
+            if said_bytes > LIMIT_BYTES:
                 raise self._trouble(GuestStopped, "the guest floods its console")
             if reason := dead_end(text):
                 raise self._trouble(GuestStopped, f"the guest stopped: {reason}")
