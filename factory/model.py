@@ -47,10 +47,14 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """Whether and as what an instance registers: ``mode`` is on-demand, byos or none; ``product`` NAME/VERSION/ARCH."""
+    """Whether and as what an instance registers: ``mode`` is on-demand, byos or none; ``product`` NAME/VERSION/ARCH.
+
+    ``client`` is the program that does it: ours (``guestregister``), or SUSE's (``registercloudguest``).
+    """
 
     mode: str = "on-demand"
     product: str = "debian/13/x86_64"
+    client: str = "guestregister"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +154,7 @@ class RegionClient:
     https_only: bool = True
     data_provider: str = "none"
     instance_args: str = "none"
-    package_backend: str = "apt"
+    package_backend: str = ""
     metadata_server: str = ""
     provider: str = "image-factory"
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from factory.describe.places import KeyPath, key_lines
 from factory.errors import Fault
-from factory.model import Description, Region, Server, Site
+from factory.model import Description, Region, RegionClient, Server, Site
 from factory.region.check import check_pem, check_tree
-from factory.region.config import items
+from factory.region.check_findings import At, Notes
+from factory.region.config import for_image, items
 from factory.region.region_rules import check_regions
 
 _DAYS_A_MONTH = 31
@@ -29,14 +32,78 @@ def region_faults(
     """What is wrong with the regions and with the certificates that instances would pin."""
     if description.registration.mode == "none":
         return ()
-    shown = site.path.name if site.path else "site.toml"
-    if not items(regions):
+    shown = site_name(site)
+    if not items(regions) and not site.region_client.metadata_server:
         return (Fault(place=shown, problem="names no region server", cure="add servers to [[region]]"),)
     found = [*check_regions(regions, place=shown)]
     days = lifetime_days(description, site)
     for item, server in items(regions).items():
         found += _pem_faults(item, server, site, now=now, days=days)
     return tuple(found)
+
+
+def site_name(site: Site) -> str:
+    """How findings call the site file."""
+    return site.path.name if site.path else "site.toml"
+
+
+def carried(description: Description, site: Site, regions: tuple[Region, ...], notes: Notes) -> bool:
+    """Whether the build tree can be written: there are region servers, and each has a PEM that can be read."""
+    if description.registration.mode == "none":
+        return True
+    found = items(regions)
+    for server in found.values():
+        try:
+            server.pem.read_text()
+        except (OSError, UnicodeDecodeError) as unreadable:
+            notes.error(
+                8,
+                At(file=_relative(server.pem, site)),
+                f"the certificate of region server '{server.name}' cannot be read: {unreadable}",
+                why="no instance could trust this server",
+                cure="name a readable PEM file in the site file; 'factory region cert' makes one",
+            )
+    return not notes.findings and bool(found or site.region_client.metadata_server)
+
+
+def secrets(tree: Path, notes: Notes) -> None:
+    """Private keys in a build tree, as findings."""
+    for fault in secret_faults(tree):
+        notes.error(
+            9, At(file=fault.place), fault.problem, why="everybody with the image would have it", cure="remove it"
+        )
+
+
+def located(notes: Notes, site: Site, regions: tuple[Region, ...], client: RegionClient) -> Notes:
+    """The same findings, at the places where a person has to change something.
+
+    PEMs in the image are told by the file that the site names; regions and servers by their line in the site file.
+    """
+    folder = client.cert_location.strip("/")
+    pems = {f"{folder}/{item}.pem": _relative(server.pem, site) for item, server in items(regions).items()}
+    lines = key_lines(site.path.read_text()) if site.path and site.path.is_file() else {}
+    notes.findings = [replace(one, at=_place(one.at, pems, lines, site, regions)) for one in notes.findings]
+    return notes
+
+
+def _place(
+    at: At, pems: Mapping[str, str], lines: Mapping[KeyPath, int], site: Site, regions: tuple[Region, ...]
+) -> At:
+    own = at.file.removeprefix("root/")
+    if own in pems:
+        return replace(at, file=pems[own], key=f"(/{own} in the image)")
+    if at.file != site_name(site) or at.line:
+        return at
+    path: KeyPath = ()
+    for number, region in enumerate(regions):
+        if at.key.split(" ")[0].split(".networks")[0] == f"region.{region.name}":
+            path = ("region", number)
+            for kind, servers in (("servers", region.servers), ("update_servers", region.update_servers)):
+                for position, server in enumerate(servers):
+                    if at.key.endswith(f" server {server.name}"):
+                        path = ("region", number, kind, position)
+    line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 0)
+    return replace(at, line=line or lines.get(("region",), 0))
 
 
 def _pem_faults(item: str, server: Server, site: Site, *, now: datetime, days: int) -> Iterator[Fault]:
@@ -59,12 +126,13 @@ def _relative(path: Path, site: Site) -> str:
 
 
 def tree_faults(
-    root: Path, description: Description, site: Site, regions: tuple[Region, ...], *, now: datetime
+    tree: Path, description: Description, site: Site, regions: tuple[Region, ...], *, now: datetime
 ) -> tuple[Fault, ...]:
-    """What is wrong with the region files in the overlay of a build tree."""
+    """What is wrong with the region files in a build tree."""
     days = lifetime_days(description, site)
     mode = description.registration.mode
-    return check_tree(root, regions, now=now, lifetime_days=days, mode=mode)
+    client = for_image(site.region_client, description.registration)
+    return check_tree(tree, regions, now=now, lifetime_days=days, mode=mode, client=client)
 
 
 def secret_faults(tree: Path) -> Iterator[Fault]:
@@ -83,7 +151,7 @@ def ntp_servers(description: Description, site: Site) -> tuple[str, ...]:
 def unused(site: Site, descriptions: Mapping[str, Description]) -> Iterator[Fault]:
     """Aliases in the site file that no image knows: most likely a spelling mistake."""
     known = {one.alias for description in descriptions.values() for one in description.update_repositories}
-    shown = site.path.name if site.path else "site.toml"
+    shown = site_name(site)
     for table, names in (("mirrors", site.mirrors), ("update_repositories", site.update_repositories)):
         for alias in names:
             if alias not in known:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from factory.describe.places import count, key_lines, place, read_toml
@@ -93,8 +93,11 @@ def _description(read: ImageFile) -> Description:
     )
 
 
-def load_site(path: Path | None) -> Site:
+def load_site(path: Path | None, *, pems_exist: bool = True) -> Site:
     """Read a site file; without one, every part is the embedded default. Paths in it are relative to it.
+
+    Args:
+        pems_exist: whether the PEMs that it names must be there already (not while they are made).
 
     Raises:
         InputFault: the file has faults, or names a PEM that is not there.
@@ -102,7 +105,7 @@ def load_site(path: Path | None) -> Site:
     if path is None:
         return Site()
     read = read_toml(path, SiteFile, shown=path.name)
-    faults = _pem_faults(path, read)
+    faults = [*_server_faults(path, read), *(_pem_faults(path, read) if pems_exist else [])]
     if faults:
         raise InputFault(f"'{path.name}' has {count(len(faults), 'fault')}", faults=tuple(faults))
     signing = Signing(
@@ -136,6 +139,28 @@ def _servers(read: Sequence[ServerTable], folder: Path) -> tuple[Server, ...]:
     return tuple(
         Server(name=one.name, ipv4=one.ipv4, ipv6=one.ipv6, pem=folder / one.pem, registry=one.registry) for one in read
     )
+
+
+def _server_faults(path: Path, read: SiteFile) -> Iterator[Fault]:
+    """Regions without region servers, and names or addresses that two servers cannot share."""
+    lines = key_lines(path.read_text())
+    seen: dict[str, str] = {}
+    for number, region in enumerate(read.region):
+        if not region.servers and not read.region_client.metadata_server:
+            yield Fault(
+                place=place(path.name, lines, ("region", number, "servers")),
+                problem="is missing or empty",
+                cure="name two region servers or more; only a metadata_server replaces them",
+            )
+        for kind, servers in (("servers", region.servers), ("update_servers", region.update_servers)):
+            for position, server in enumerate(servers):
+                at = place(path.name, lines, ("region", number, kind, position))
+                if kind == "update_servers" and not (server.ipv4 or server.ipv6):
+                    yield Fault(place=at, problem=f"'{server.name}' has no address", cure="set ipv4 and/or ipv6")
+                for address in filter(None, (server.ipv4, server.ipv6)):
+                    if seen.setdefault(address, server.name) != server.name:
+                        problem = f"{address} belongs to '{seen[address]}' already"
+                        yield Fault(place=at, problem=problem, cure="an address is one server's")
 
 
 def _pem_faults(path: Path, read: SiteFile) -> list[Fault]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from factory.errors import Fault, InputFault
@@ -249,7 +250,13 @@ def _keys(schema: type[BaseModel], path: KeyPath) -> list[str]:
     for part in path:
         if isinstance(part, str) and current is not None and part in current.model_fields:
             current = _table_in(current.model_fields[part].annotation)
-    return sorted(current.model_fields) if current else []
+    return sorted(_spelled(name, field) for name, field in current.model_fields.items()) if current else []
+
+
+def _spelled(name: str, field: FieldInfo) -> str:
+    """How people write a key: the first spelling where there are two."""
+    both = field.validation_alias
+    return str(both.choices[0]) if isinstance(both, AliasChoices) else name
 
 
 def _table_in(annotation: object) -> type[BaseModel] | None:

@@ -7,7 +7,7 @@ import ipaddress
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
 _ADDRESS = re.compile(r"https?://[^\s/?#\"'<>\\]+(/[^\s?#\"'<>\\]*)?")
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
@@ -115,6 +115,7 @@ class RegistrationTable(Closed):
 
     mode: Literal["on-demand", "byos", "none"] = "on-demand"
     product: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+/[A-Za-z0-9_]+$")] = "debian/13/x86_64"
+    client: Literal["guestregister", "registercloudguest"] = "guestregister"
 
 
 class NtpTable(Closed):
@@ -169,25 +170,62 @@ class ServerTable(Closed):
 
 
 class RegionTable(Closed):
-    """``[[region]]``."""
+    """``[[region]]``; ``servers`` may only be missing where a ``metadata_server`` replaces them."""
 
     name: Name
     networks: list[Annotated[str, AfterValidator(_network)]] = []
-    servers: Annotated[list[ServerTable], Field(min_length=1)]
+    servers: list[ServerTable] = []
     update_servers: Annotated[list[ServerTable], Field(min_length=1)]
+
+
+def _api(text: str) -> str:
+    if text.startswith("/"):
+        raise ValueError("begins with '/': clients would ask https://SERVER//...")
+    if not re.fullmatch(r"[A-Za-z0-9._~/-]+", text):
+        raise ValueError("is not a path below https://SERVER/")
+    return text
+
+
+def _provider(text: str) -> str:
+    if text == "none":
+        return text
+    if not text.startswith("/"):
+        raise ValueError("is neither 'none' nor an absolute path: clients never run a bare name")
+    if re.search(r"[|;&$`<>(){}*?~\"'\\]", text):
+        raise ValueError("uses shell syntax: clients split it at blanks and run it without a shell")
+    return text
+
+
+def _plugin(text: str) -> str:
+    if not text.isidentifier():
+        raise ValueError("is not the name of a Python module (without .py), nor 'none'")
+    return text
+
+
+def _both(snake: str, protocol: str) -> AliasChoices:
+    """The spelling of ``/etc/regionserverclnt.cfg``, and that of the other keys of the site file."""
+    return AliasChoices(protocol, snake)
 
 
 class RegionClientTable(Closed):
     """``[region_client]``."""
 
-    api: Text = "regionInfo"
-    cert_location: ImagePath = "/usr/lib/regionService/certs"
-    https_only: bool = True
-    data_provider: Text = "none"
-    instance_args: Text = "none"
-    package_backend: Text = "apt"
+    api: Annotated[Text, AfterValidator(_api)] = "regionInfo"
+    cert_location: ImagePath = Field(
+        default="/usr/lib/regionService/certs", validation_alias=_both("cert_location", "certLocation")
+    )
+    https_only: bool = Field(default=True, validation_alias=_both("https_only", "httpsOnly"))
+    data_provider: Annotated[Text, AfterValidator(_provider)] = Field(
+        default="none", validation_alias=_both("data_provider", "dataProvider")
+    )
+    instance_args: Annotated[Text, AfterValidator(_plugin)] = Field(
+        default="none", validation_alias=_both("instance_args", "instanceArgs")
+    )
+    package_backend: Literal["", "apt", "zypper", "dnf"] = Field(
+        default="", validation_alias=_both("package_backend", "packageBackend")
+    )
     metadata_server: WebAddress | Literal[""] = ""
-    provider: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])$")] = "image-factory"
+    provider: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=40)] = "image-factory"
 
 
 class TargetTable(Closed):

@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 from factory.errors import InputFault
 from factory.model import Region, RegionClient, Registration, Repository, Server
-from factory.region.certificates import fingerprint
+from factory.region.data import entries_of, render
 from factory.region.region_rules import check_regions
 from factory.system.files import write_whole
 
 CLIENT_CONFIG = "etc/regionserverclnt.cfg"
 GUEST_PROGRAM = "usr/sbin/guestregister"
 GUEST_CONFIG = "etc/guestregister.conf"
+GUEST_PROVIDER = "usr/lib/image-factory/instance-data"
+GUEST_PLUGIN = "usr/lib/image-factory/openstackregion.py"
 GUEST_UNIT = "usr/lib/systemd/system/guestregister.service"
+OWN_CLIENT = "guestregister"
+_BACKENDS = {OWN_CLIENT: "apt", "registercloudguest": "zypper"}
 GUEST_WANTED = "etc/systemd/system/multi-user.target.wants/guestregister.service"
 
 
@@ -43,7 +46,7 @@ def items(regions: Sequence[Region]) -> Mapping[str, Server]:
 
 
 def client_config(regions: Sequence[Region], client: RegionClient) -> str:
-    """The text of ``/etc/regionserverclnt.cfg``."""
+    """The text of ``/etc/regionserverclnt.cfg``: the same for on-demand and bring-your-own-subscription images."""
     return "\n".join(_client_lines(regions, client)) + "\n"
 
 
@@ -61,7 +64,12 @@ def _client_lines(regions: Sequence[Region], client: RegionClient) -> Iterator[s
     yield f"httpsOnly = {'true' if client.https_only else 'false'}"
     yield ""
     yield "[service]"
-    yield f"packageBackend = {client.package_backend}"
+    yield f"packageBackend = {client.package_backend or _BACKENDS[OWN_CLIENT]}"
+
+
+def for_image(client: RegionClient, registration: Registration) -> RegionClient:
+    """The site's settings for one image: the package backend follows from its client where the site names none."""
+    return replace(client, package_backend=client.package_backend or _BACKENDS[registration.client])
 
 
 def certificate_files(regions: Sequence[Region], client: RegionClient) -> Mapping[str, Path]:
@@ -73,6 +81,7 @@ def certificate_files(regions: Sequence[Region], client: RegionClient) -> Mappin
 def guest_config(registration: Registration, repositories: Sequence[Repository]) -> str:
     """The text of ``/etc/guestregister.conf``: what to register as, and what to take from the update server.
 
+    ``mode`` tells people, and 'factory region check', which kind of image it is; the client does not read it.
     Suites, components and keyrings come from here and never from the server, so that the image decides whom it trusts;
     ``replaces`` tells which of the image's own apt sources are put away while it is registered.
     """
@@ -80,6 +89,7 @@ def guest_config(registration: Registration, repositories: Sequence[Repository])
         "# What 'guestregister' registers this instance as.",
         "[registration]",
         f"product = {registration.product}",
+        f"mode = {registration.mode}",
     ]
     for repository in repositories:
         lines += [
@@ -99,26 +109,38 @@ def guest_files(
     registration: Registration,
     repositories: Sequence[Repository],
 ) -> tuple[GuestFile, ...]:
-    """Everything an image needs to register: configuration, PEMs, the guest client and its unit.
+    """Everything an image needs to register: configuration, PEMs, and without SUSE's client ours and its unit.
 
-    With ``mode = none`` that is nothing; with ``byos`` the unit is there but not enabled.
+    With ``mode = none`` that is nothing. With ``byos`` all of it is there, and only the unit is not enabled: an owner
+    who brings a subscription registers by hand, at the same servers.
     """
     if registration.mode == "none":
         return ()
-    guest = files("factory.region") / "guest"
+    client = for_image(client, registration)
     found = [
         GuestFile(path=CLIENT_CONFIG, content=client_config(regions, client).encode()),
         *(
             GuestFile(path=path, content=pem.read_bytes())
             for path, pem in sorted(certificate_files(regions, client).items())
         ),
-        GuestFile(path=GUEST_CONFIG, content=guest_config(registration, repositories).encode()),
-        GuestFile(path=GUEST_PROGRAM, content=(guest / "guestregister").read_bytes(), mode=0o755),
-        GuestFile(path=GUEST_UNIT, content=(guest / "guestregister.service").read_bytes()),
     ]
+    if registration.client == OWN_CLIENT:
+        found += own_client_files(registration, repositories)
     if registration.mode == "on-demand":
         found.append(GuestFile(path=GUEST_WANTED, link=f"/{GUEST_UNIT}"))
     return tuple(found)
+
+
+def own_client_files(registration: Registration, repositories: Sequence[Repository]) -> tuple[GuestFile, ...]:
+    """The guest client for images without SUSE's, its configuration and its unit."""
+    guest = files("factory.region") / "guest"
+    return (
+        GuestFile(path=GUEST_CONFIG, content=guest_config(registration, repositories).encode()),
+        GuestFile(path=GUEST_PROGRAM, content=(guest / "guestregister").read_bytes(), mode=0o755),
+        GuestFile(path=GUEST_PROVIDER, content=(guest / "instance-data").read_bytes(), mode=0o755),
+        GuestFile(path=GUEST_PLUGIN, content=(guest / "openstackregion.py").read_bytes()),
+        GuestFile(path=GUEST_UNIT, content=(guest / "guestregister.service").read_bytes()),
+    )
 
 
 def install(root: Path, wanted: Sequence[GuestFile]) -> None:
@@ -142,25 +164,7 @@ def region_data(regions: Sequence[Region]) -> str:
     faults = check_regions(regions)
     if faults:
         raise InputFault("the regions cannot be served", faults=faults)
-    return "\n".join(line for region in regions for line in _region_lines(region))
-
-
-def _region_lines(region: Region) -> Iterator[str]:
-    networks = [ipaddress.ip_network(network) for network in region.networks]
-    options = {
-        "public-ips": [str(network) for network in networks if network.version == 4],  # noqa: PLR2004
-        "public-ipsv6": [str(network) for network in networks if network.version == 6],  # noqa: PLR2004
-        "smt-server-ip": [server.ipv4 for server in region.update_servers if server.ipv4],
-        "smt-server-ipv6": [server.ipv6 for server in region.update_servers if server.ipv6],
-        "smt-server-name": [server.name for server in region.update_servers],
-        "smt-registry-name": [registry(server) for server in region.update_servers],
-        "smt-fingerprint": [fingerprint(server.pem.read_text()) for server in region.update_servers],
-    }
-    yield f"[{region.name}]"
-    for option, values in options.items():
-        if values:
-            yield f"{option} = {','.join(values)}"
-    yield ""
+    return render(entries_of(regions))
 
 
 def registry(server: Server) -> str:

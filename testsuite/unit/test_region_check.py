@@ -17,7 +17,7 @@ from factory.errors import InputFault
 from factory.model import Region, RegionClient, Registration, Repository, Server
 from factory.region import ini
 from factory.region.certificates import Issued, issue
-from factory.region.check import check_config, check_pem, check_tree, examine_config, examine_tree, region_items
+from factory.region.check import check_config, check_pem, check_tree, region_items
 from factory.region.config import client_config, guest_config, guest_files, install, items, region_data
 from factory.region.embedded import embedded_region
 from factory.region.region_rules import check_regions
