@@ -26,8 +26,9 @@ from factory.model import Region, RegionClient, Server
 from factory.region.certificates import Issued, issue
 from factory.region.config import items, region_data, registry
 from factory.region.online import handshake_problem
+from factory.region.products import products
 from factory.region.registrations import RegisteredSystem, Registrations
-from factory.region.update import UpdateSettings
+from factory.region.update_settings import RecordedInputs, UpdateSettings
 from factory.system.namespaces import NetworkNamespace
 from factory.system.run import last_lines, run, running
 
@@ -57,6 +58,7 @@ class _Part:
     app: str
     certificate: Path | None = None
     key: Path | None = None
+    gunicorn: str = "factory.region.gunicorn_settings"
 
     @property
     def port(self) -> int:
@@ -132,7 +134,7 @@ class RegionServices:
     def _process(self, part: _Part, descriptors: Sequence[int]) -> AbstractContextManager[object]:
         # the module is named by argument, so nothing of this process's environment is needed
         argv: list[str | Path] = [sys.executable, "-P", "-m", "gunicorn"]
-        argv += ["--config", "python:factory.region.gunicorn_settings"]
+        argv += ["--config", f"python:{part.gunicorn}"]
         for descriptor in descriptors:
             argv += ["--bind", f"fd://{descriptor}"]
         if part.certificate and part.key:
@@ -357,10 +359,10 @@ class _Stage:
                 fqdn=server.name,
                 ca=str(server.pem),
                 database=str(self.folder / "registrations.sqlite"),
-                products=(product,),
-                lock=str(self.folder / "inputs.lock"),
-                blobs=str(view.blobs),
-                repositories=view.repositories,
+                products=products((product,)),
+                recorded=RecordedInputs(
+                    lock=str(self.folder / "inputs.lock"), blobs=str(view.blobs), repositories=view.repositories
+                ),
             )
             found.append(self._update_part(server, settings, certificate=server.certificate, key=server.key))
             if not https_only:
@@ -377,6 +379,7 @@ class _Stage:
             name=name,
             addresses=server.addresses,
             app=f"factory.region.update:create_app({str(path)!r})",
+            gunicorn="factory.region.update_gunicorn",
             certificate=certificate,
             key=key,
         )

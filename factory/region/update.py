@@ -1,110 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox update server: enough of SUSE's RMT for real registrations, and the recorded inputs to install from.
+"""The sandbox update server: enough of SUSE's RMT for real registrations, and repositories to install from.
 
-It is not RMT and says so. Below ``/repo/ALIAS/`` it gives exactly the files that the image's build recorded, signed by
-their distributor, to registered systems only.
+It is not RMT and says so. Below ``/repo/`` it gives the files that an image's build recorded, or plain folders (apt or
+rpm-md trees), to registered systems only.
 """
 
 from __future__ import annotations
 
-import json
+import base64
+import binascii
+import contextlib
+import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import unquote
-from xml.sax.saxutils import quoteattr
+from urllib.parse import unquote, urlsplit
+from xml.sax.saxutils import escape, quoteattr
 
 from flask import Flask, Response, redirect, request, send_file
+from sqlalchemy.exc import OperationalError
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from factory.errors import InputFault
 from factory.inputs.view import open_view
-from factory.model import Repository
-from factory.region.connect import Catalogue, Product, Refused, authenticated, connect_api
-from factory.region.registrations import Registrations
-from factory.system.files import write_whole
+from factory.region.access import Gate, Refused
+from factory.region.catalogue import Catalogue
+from factory.region.connect import connect_api
+from factory.region.products import Product
+from factory.region.registrations import Gone, RegisteredSystem, Registrations
+from factory.region.repositories import FREE_FOLDER, ServedRepository, folders, is_plain, locate, recorded
+from factory.region.sharing import ReplayLog, Sender, sharing_api
+from factory.region.update_settings import UpdateSettings, read_settings
+from factory.region.verification import InstanceRefused, RememberedInstances, load
+from factory.system.clock import now
 
 SELF = "Image Factory sandbox update server; not RMT"
 _MAX_BODY_BYTES = 1 << 20
 _TTL_S = 86400
-_TRIPLE_PARTS = 3
-
-
-class RecordedFiles(Protocol):
-    """What the server gives out; :class:`factory.inputs.view.RepositoryView` is one."""
-
-    @property
-    def repositories(self) -> tuple[Repository, ...]: ...
-
-    def open(self, alias: str, path: str) -> tuple[Path, int] | None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateSettings:
-    """What one server process needs to know; written to a file, because the server is a process of its own.
-
-    ``plain`` makes the server of port 80, which only gives the CA certificate and sends ``/repo`` to https.
-    """
-
-    fqdn: str
-    ca: str
-    database: str
-    products: tuple[str, ...]
-    lock: str
-    blobs: str
-    repositories: tuple[Repository, ...]
-    plugin_urls: bool = False
-    plain: bool = False
-
-    def write(self, path: Path) -> None:
-        """Keep the settings in a file."""
-        write_whole(path, json.dumps(asdict(self), indent=1), mode=0o600)
-
-
-def read_settings(path: Path) -> UpdateSettings:
-    """Read what :meth:`UpdateSettings.write` wrote.
-
-    Raises:
-        InputFault: the file is not that.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(UpdateSettings).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as wrong:
-        raise InputFault(f"'{path}' holds no settings of an update server", hint=str(wrong)) from wrong
+_TEXT, _XML = "text/plain; charset=utf-8", "application/xml; charset=utf-8"
 
 
 def create_app(settings: Path | str) -> Flask:
     """The WSGI application for a settings file."""
-    read = read_settings(Path(settings))
-    if read.plain:
-        return plain_app(read.fqdn, Path(read.ca))
-    view = open_view(Path(read.lock), blobs=Path(read.blobs), repositories=read.repositories)
-    catalogue = Catalogue(
-        fqdn=read.fqdn,
-        products=products(read.products),
-        repositories=view.repositories,
-        plugin_urls=read.plugin_urls,
-    )
-    return make_app(catalogue, Registrations(Path(read.database)), view, ca=Path(read.ca))
+    return app_of(read_settings(Path(settings)))
 
 
-def products(triples: Sequence[str]) -> tuple[Product, ...]:
-    """Products from NAME/VERSION/ARCH texts, numbered from 1.
+def app_of(settings: UpdateSettings, *, send: bool = True) -> Flask:
+    """The WSGI application for settings; ``send`` starts telling the peers.
 
     Raises:
-        InputFault: a text is not such a triple.
+        InputFault: the settings cannot be used.
+        RegionError: the database is not one of ours.
     """
-    found = []
-    for number, triple in enumerate(triples, 1):
-        parts = triple.split("/")
-        if len(parts) != _TRIPLE_PARTS or not all(parts):
-            raise InputFault(f"{triple!r} is no product", hint="write NAME/VERSION/ARCH, such as debian/13/x86_64")
-        found.append(Product(id=number, identifier=parts[0], version=parts[1], arch=parts[2]))
-    return tuple(found)
+    ca = Path(settings.ca)
+    if settings.plain:
+        return plain_app(settings.fqdn, ca)
+    catalogue = Catalogue(
+        fqdn=settings.fqdn,
+        products=settings.products,
+        repositories=served(settings),
+        plugin_urls=settings.plugin_urls,
+    )
+    key = settings.verification.public_key
+    database = Path(settings.database)
+    verification = load(settings.verification.provider, Path(key) if key else None)
+    secret = settings.sharing.secret()
+    log = replay_log(settings)
+    gate = Gate(
+        registrations=Registrations(database, journal=log),
+        verification=verification,
+        remembered=RememberedInstances(
+            Path(settings.verification.cache_dir or database.with_name(f"{database.name}.verified"))
+        ),
+        header_required=settings.verification.header_required,
+        regcodes=settings.regcodes,
+    )
+    if log and send:
+        Sender(settings.sharing, log, gate.registrations, settings.products).start()
+    return make_app(catalogue, gate, ca=ca, secret=secret)
+
+
+def served(settings: UpdateSettings) -> tuple[ServedRepository, ...]:
+    """The repositories of the settings."""
+    found: tuple[ServedRepository, ...] = ()
+    if source := settings.recorded:
+        found = recorded(open_view(Path(source.lock), blobs=Path(source.blobs), repositories=source.repositories))
+    return (*found, *folders(settings.folders, first_id=len(found) + 1))
+
+
+def replay_log(settings: UpdateSettings) -> ReplayLog | None:
+    """What is to be told to peers, or None when there are none."""
+    sharing = settings.sharing
+    return ReplayLog(Path(sharing.data_dir), sharing.peers) if sharing.peers else None
 
 
 def plain_app(fqdn: str, ca: Path) -> Flask:
@@ -118,17 +104,29 @@ def plain_app(fqdn: str, ca: Path) -> Flask:
     return app
 
 
-def make_app(catalogue: Catalogue, registrations: Registrations, view: RecordedFiles, *, ca: Path) -> Flask:
-    """The WSGI application for values at hand."""
+def make_app(catalogue: Catalogue, gate: Gate, *, ca: Path, secret: str = "") -> Flask:
+    """The WSGI application for values at hand; ``secret`` is what peers must know."""
     app = _bare_app(ca)
-    app.register_blueprint(connect_api(catalogue, registrations))
-    serving = _Serving(catalogue, registrations, view)
+    app.register_blueprint(connect_api(catalogue, gate))
+    app.register_blueprint(sharing_api(secret, gate.registrations, catalogue.products))
+    serving = _Serving(catalogue, gate)
     app.add_url_rule("/api/health/status", view_func=serving.health)
+    app.add_url_rule("/api/instance/check", view_func=serving.flavour)
+    app.add_url_rule("/api/auth/check", view_func=serving.check)
     app.add_url_rule("/services/<int:number>", view_func=serving.service)
     app.add_url_rule("/services/<int:number>/repo/repoindex.xml", view_func=serving.service, endpoint="service_index")
     app.add_url_rule("/repo/repoindex.xml", view_func=serving.index)
-    app.add_url_rule("/repo/<alias>/<path:path>", view_func=serving.file)
+    app.add_url_rule("/repo/<path:path>", view_func=serving.file)
+    app.register_error_handler(Gone, lambda _: Refused("Invalid system credentials", 401).get_response())
+    app.register_error_handler(OperationalError, _busy)
     return app
+
+
+def _busy(wrong: Exception) -> WerkzeugResponse:
+    logging.getLogger(__name__).error("the database: %s", wrong)
+    answer = Refused("The server is busy, try again", 503).get_response()
+    answer.headers["Retry-After"] = "5"
+    return answer
 
 
 def _bare_app(ca: Path) -> Flask:
@@ -139,7 +137,7 @@ def _bare_app(ca: Path) -> Flask:
         return Response(ca.read_bytes(), content_type="application/x-x509-ca-cert")
 
     def about() -> Response:
-        return Response(SELF + "\n", content_type="text/plain; charset=utf-8")
+        return Response(SELF + "\n", content_type=_TEXT)
 
     def signed(response: Response) -> Response:
         response.headers["X-Sandbox"] = SELF
@@ -153,57 +151,108 @@ def _bare_app(ca: Path) -> Flask:
 
 
 class _Serving:
-    def __init__(self, catalogue: Catalogue, registrations: Registrations, view: RecordedFiles) -> None:
+    def __init__(self, catalogue: Catalogue, gate: Gate) -> None:
         self.catalogue = catalogue
-        self.registrations = registrations
-        self.view = view
+        self.gate = gate
 
     def health(self) -> dict[str, str]:
-        return {"state": "online"}
+        return {"state": "online", "server": SELF}
+
+    def flavour(self) -> tuple[dict[str, str], int]:
+        """What an instance pays for, by its instance data (bare or base64)."""
+        metadata = request.args.get("metadata", "")
+        with contextlib.suppress(binascii.Error, ValueError):
+            metadata = base64.b64decode(metadata, validate=True).decode()
+        wanted = request.args.get("identifier", "")
+        product = next((one for one in self.catalogue.products if one.identifier.lower() == wanted.lower()), None)
+        if product is None or not metadata:
+            return {"flavor": "BYOS"}, 422
+        candidates = [one for one in self.catalogue.products if one.identifier == product.identifier]
+        for one in candidates:
+            try:
+                payg = self.gate.verification.verify(metadata, one, now=now()).payg
+            except Exception:  # noqa: BLE001, S112 - whatever a provider raises, it is not this product
+                continue
+            return {"flavor": "PAYG" if payg else "BYOS"}, 200
+        return {"flavor": "BYOS"}, 422
+
+    def check(self) -> Response:
+        """Whether the caller may have the path in ``X-Original-URI``, for a web server in front of the files."""
+        asked = urlsplit(request.headers.get("X-Original-URI", "")).path.removeprefix("/repo/")
+        self._allowed(asked)
+        return Response(status=200)
 
     def service(self, number: int) -> Response:
-        system = authenticated(self.registrations)
-        product = next((one for one in self.catalogue.products if one.id == number), None)
+        system = self.gate.system()
+        product = self.catalogue.of_service(number)
         if product is None:
-            raise NotFound
+            return _xml_error("Requested service not found", 404)
         if product.triple not in system.products:
-            return Response("Product is not registered", status=403, content_type="text/plain; charset=utf-8")
+            return Response("Product is not registered", status=403, content_type=_TEXT)
+        try:
+            self.gate.using(system, self.catalogue.base(system.products))
+        except InstanceRefused:
+            return _xml_error("Instance verification failed", 403)
         return self._repoindex([product], ttl=f' ttl="{_TTL_S}"')
 
     def index(self) -> Response:
-        system = authenticated(self.registrations)
+        system = self.gate.system()
+        try:
+            self.gate.using(system, self.catalogue.base(system.products))
+        except InstanceRefused:
+            return _xml_error("Instance verification failed", 403)
         return self._repoindex([one for one in self.catalogue.products if one.triple in system.products], ttl="")
 
-    def file(self, alias: str, path: str) -> Response:
-        system = authenticated(self.registrations)
-        if not system.products:
-            raise Refused("Product is not registered", 403)
-        found = None
-        if all(part not in {"", ".", ".."} and "\\" not in part and "\0" not in part for part in path.split("/")):
-            # recorded names are percent-encoded the way the distributor's client asked for them
-            raw = str(request.environ.get("RAW_URI", request.path)).partition("?")[0]
-            prefix = f"/repo/{alias}/"
-            candidates = [raw.removeprefix(prefix)] if raw.startswith(prefix) else []
-            candidates.append(path)
-            found = next(
-                (one for name in candidates if unquote(name) == path and (one := self.view.open(alias, name))), None
-            )
-        if found is None:
+    def file(self, path: str) -> Response:
+        raw = str(request.environ.get("RAW_URI", request.path)).partition("?")[0]
+        asked = raw.removeprefix("/repo/") if raw.startswith("/repo/") and unquote(raw) == f"/repo/{path}" else path
+        found = self._allowed(asked)
+        content = None
+        if found and is_plain(unquote(found[1])):
+            content = found[0].files(found[1])
+        if content is None:
             raise NotFound
-        return send_file(found[0], mimetype="application/octet-stream", conditional=True, download_name=None)
+        return send_file(content, mimetype="application/octet-stream", conditional=True, download_name=None)
+
+    def _allowed(self, asked: str) -> tuple[ServedRepository, str] | None:
+        """The repository and file of a path below /repo/, where the caller may have it; raises a 401 or 403."""
+        found = locate(self.catalogue.repositories, asked)
+        parts = unquote(asked).split("/")
+        if found and FREE_FOLDER in parts[:-1] and is_plain(unquote(asked)):
+            return found
+        system = self.gate.system()
+        active = [one for one in self.catalogue.products if one.triple in system.products]
+        if not active or (found and not self._covered(found[0], active)):
+            raise Refused("Product is not registered", 403)
+        self._using(system)
+        return found
+
+    def _covered(self, repository: ServedRepository, active: Sequence[Product]) -> bool:
+        return any(repository in self.catalogue.repositories_of(product) for product in active)
+
+    def _using(self, system: RegisteredSystem) -> None:
+        try:
+            self.gate.using(system, self.catalogue.base(system.products))
+        except InstanceRefused as refused:
+            raise Refused(f"Instance verification failed: {refused}", 403) from refused
 
     def _repoindex(self, chosen: Sequence[Product], *, ttl: str) -> Response:
         lines = [f"<repoindex{ttl}>"]
         for product in chosen:
-            for repository in self.catalogue.repositories:
+            for repository in self.catalogue.repositories_of(product):
                 attributes = {
-                    "url": self.catalogue.url(f"/repo/{repository.alias}", product.service),
+                    "url": self.catalogue.zypper_url(f"/repo/{repository.location}", product.service),
                     "alias": repository.alias,
                     "name": repository.alias,
-                    "autorefresh": "true",
-                    "enabled": "true",
+                    "autorefresh": str(repository.autorefresh).lower(),
+                    "enabled": str(repository.enabled).lower(),
                 }
                 lines.append(
                     "<repo " + " ".join(f"{name}={quoteattr(text)}" for name, text in attributes.items()) + "/>"
                 )
-        return Response("\n".join([*lines, "</repoindex>"]) + "\n", content_type="application/xml")
+        return Response("\n".join([*lines, "</repoindex>"]) + "\n", content_type=_XML)
+
+
+def _xml_error(text: str, status: int) -> Response:
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<hash>\n  <error>{escape(text)}</error>\n</hash>\n'
+    return Response(body, status=status, content_type=_XML)

@@ -20,9 +20,14 @@ from werkzeug.test import TestResponse
 
 from factory.errors import InputFault
 from factory.model import Repository
-from factory.region.connect import Catalogue
+from factory.region.access import Gate
+from factory.region.catalogue import Catalogue
+from factory.region.products import products
 from factory.region.registrations import Registrations
-from factory.region.update import UpdateSettings, make_app, plain_app, products, read_settings
+from factory.region.repositories import recorded
+from factory.region.update import make_app, plain_app
+from factory.region.update_settings import RecordedInputs, UpdateSettings, read_settings
+from factory.region.verification import NoVerification
 
 PRODUCT = {"identifier": "debian", "version": "13", "arch": "x86_64"}
 CONTENT = bytes(range(256)) * 8
@@ -61,10 +66,11 @@ def app_client(tmp_path: Path, registrations: Registrations, *, plugin_urls: boo
     catalogue = Catalogue(
         fqdn="update-a.test.invalid",
         products=products(("debian/13/x86_64", "SLES/15.6/x86_64")),
-        repositories=view.repositories,
+        repositories=recorded(view),
         plugin_urls=plugin_urls,
     )
-    return make_app(catalogue, registrations, view, ca=tmp_path / "ca.pem").test_client()
+    gate = Gate(registrations=registrations, verification=NoVerification())
+    return make_app(catalogue, gate, ca=tmp_path / "ca.pem").test_client()
 
 
 def basic(login: str, password: str) -> dict[str, str]:
@@ -97,7 +103,8 @@ def error(answer: TestResponse) -> str:
 
 
 def test_the_whole_conversation_of_a_registration(client: FlaskClient, registrations: Registrations) -> None:
-    assert client.get("/api/health/status").json == {"state": "online"}
+    health = client.get("/api/health/status").json
+    assert health == {"state": "online", "server": "Image Factory sandbox update server; not RMT"}
     assert client.get("/smt.crt").text == client.get("/rmt.crt").text == "the CA"
     auth = announce(client)
     service: Any = client.post("/connect/systems/products", json=PRODUCT, headers=auth).json
@@ -304,10 +311,10 @@ def test_settings_travel_through_a_file(tmp_path: Path) -> None:
         fqdn="a.invalid",
         ca="/ca.pem",
         database="/db",
-        products=("debian/13/x86_64",),
-        lock="/lock",
-        blobs="/blobs",
-        repositories=(Repository(alias="debian", url="u", suites=("trixie",)),),
+        products=products(("debian/13/x86_64",)),
+        recorded=RecordedInputs(
+            lock="/lock", blobs="/blobs", repositories=(Repository(alias="debian", url="u", suites=("trixie",)),)
+        ),
     )
     settings.write(tmp_path / "s.json")
     assert read_settings(tmp_path / "s.json") == settings
