@@ -13,11 +13,35 @@ import sys
 import typer
 
 # Importing a module adds its verbs, in the order in which --help shows them.
-from factory.cli import stages, releases, host, cloud, region, region_packages, keys, inputs
+from factory.cli import (
+    stages,
+    releases,
+    host,
+    cloud,
+    region,
+    region_packages,
+    region_server,
+    region_update,
+    keys,
+    inputs,
+)
 from factory.cli.edge import app, fail
 from factory.errors import FactoryError, InputFault
 
-__all__ = ["app", "cloud", "host", "inputs", "keys", "main", "region", "region_packages", "releases", "stages"]
+__all__ = [
+    "app",
+    "cloud",
+    "host",
+    "inputs",
+    "keys",
+    "main",
+    "region",
+    "region_packages",
+    "region_server",
+    "region_update",
+    "releases",
+    "stages",
+]
 
 INTERRUPTED = 130
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 import radix
@@ -47,6 +47,11 @@ class RegionTable:
         inside = address.ipv4_mapped if isinstance(address, IPv6Address) else None
         # a peer that a dual-stack socket calls ::ffff:a.b.c.d has the IPv4 address a.b.c.d
         return (self._best(inside) if inside else "") or self._best(address)
+
+    def network_of(self, address: Address) -> Network | None:
+        """The longest prefix around an address."""
+        node = self.prefixes[address.version].search_best(packed=address.packed)
+        return ip_network(node.prefix) if node else None
 
     def _best(self, address: Address) -> str:
         node = self.prefixes[address.version].search_best(packed=address.packed)
