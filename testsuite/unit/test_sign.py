@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import gnupg
 import pytest
 from defusedxml import ElementTree
 from hypothesis import given, settings
@@ -187,6 +188,23 @@ def test_plain_gpg_and_sha256sum_agree(place, tmp_path):
         check=False,
     )
     assert THROW_AWAY_USER_ID in shown.stderr
+
+
+def test_python_gnupg_finds_a_bundle_good_and_a_changed_file_bad(place, tmp_path):
+    bundle = place.sign()
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    stranger = gnupg.GPG(
+        gnupghome=str(home),
+        options=["--no-autostart", "--faked-system-time", f"{LATER:%Y%m%dT%H%M%S}"],
+    )
+    key = (bundle.directory / "throw-away-key.pub").read_text()
+    assert stranger.import_keys(key).fingerprints == [bundle.fingerprint]
+    for name in ("debian13.qcow2", "SHA256SUMS"):
+        file, signature = bundle.directory / name, bundle.directory / f"{name}.asc"
+        assert stranger.verify_data(str(signature), file.read_bytes()).pubkey_fingerprint == bundle.fingerprint
+        assert stranger.verify_data(str(signature), file.read_bytes())
+        assert not stranger.verify_data(str(signature), file.read_bytes() + b"x")
 
 
 def test_the_throw_away_key_is_made_once_private_and_says_what_it_is(place):
@@ -587,6 +605,23 @@ def test_any_message_gives_well_formed_junit(name, message):
 def test_no_user_id_makes_a_bad_signature_good(text):
     status = f"[GNUPG:] NEWSIG\n[GNUPG:] BADSIG 79B602F048401137 {text}\n"
     assert [one.fault for one in parse_signatures(status)] == ["does not match the file"]
+
+
+def test_a_key_without_user_id_is_judged_like_any_other():
+    assert [one.fault for one in parse_signatures("[GNUPG:] NEWSIG\n[GNUPG:] BADSIG 79B602F048401137 \n")] == [
+        "does not match the file"
+    ]
+
+
+def test_a_bad_signature_is_not_outvoted_by_a_later_good_one():
+    valid = f"[GNUPG:] VALIDSIG {'A' * 40} 2026-11-21 1795226400 0 4 0 22 10 00 {'A' * 40}"
+    status = f"[GNUPG:] NEWSIG\n[GNUPG:] BADSIG 79B6 x\n[GNUPG:] NEWSIG\n[GNUPG:] GOODSIG 79B6 x\n{valid}\n"
+    assert [bool(one.fault) for one in parse_signatures(status)] == [True, False]
+
+
+def test_escapes_of_a_user_id_are_undone_once():
+    listing = "pub:-:255:22:79B6:1:::-:::sc:::\nfpr:::::::::AA:\nuid:-::::1::B::a\\x5cnb\\x3a c:\n"
+    assert [key.user_id for key in parse_keys(listing)] == ["a\\nb: c"]
 
 
 def test_a_line_separator_in_a_user_id_starts_no_status_line():
