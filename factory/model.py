@@ -89,7 +89,8 @@ class Retention:
 class Description:
     """``descriptions/<name>/image.toml``, validated.
 
-    ``ntp_servers`` are used where the site names none; ``declared_files`` are the files no package owns: globs.
+    ``ntp_servers`` are used where the site names none; ``declared_files`` are the files no package owns: globs;
+    ``capabilities`` are words that flavors ask for and that ``[otc]`` of the site file turns into bits and flags.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Description:
     retention: Retention = field(default_factory=Retention)
     ntp_servers: tuple[str, ...] = ()
     declared_files: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,14 +162,83 @@ class RegionClient:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """What a bit of ``__image_capabilities`` means in one cloud, and the property that says the same, if any."""
+
+    name: str
+    bit: int
+    flag: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Otc:
+    """``[otc]``: the Open Telekom Cloud's own properties; no table of its bits is public, so the site gives them.
+
+    ``properties`` are set on every image, ``images`` on those named; ``exclusions`` are pairs of flags of which an
+    image may carry one only, beyond the pairs that are publicly documented.
+    """
+
+    capabilities: tuple[Capability, ...] = ()
+    properties: Mapping[str, str] = field(default_factory=dict)
+    images: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    exclusions: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformSignature:
+    """The key, by its file, with which Glance's own signature properties are made, and its certificate in the cloud."""
+
+    key: Path
+    certificate: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A cloud to publish to: ``cloud`` is a name in clouds.yaml, or ``embedded``; ``policy`` shadow or overlap."""
+    """A cloud to publish to: ``cloud`` is a name in clouds.yaml, or ``embedded``; ``policy`` shadow or overlap.
+
+    ``aged_purpose`` is the ``os_purpose`` of a generic image that is not the latest any more (SCS-0102).
+    """
 
     cloud: str = "embedded"
     visibility: str = "public"
     policy: str = "shadow"
     region_name: str = ""
     vendor: str = "factory"
+    aged_purpose: str = "oldgeneric"
+    otc: Otc | None = None
+    signature: PlatformSignature | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flavor:
+    """A flavor of the cloud, for ``factory table``; ``disk_gib`` 0 is a flavor that boots from volumes.
+
+    ``requires`` are capabilities that an image must have to run on it, ``live_migration_requires`` those that it must
+    have besides to be moved while it runs. Empty ``firmware`` takes any.
+    """
+
+    name: str
+    vcpus: int
+    ram_mib: int
+    disk_gib: int
+    arch: str = "x86_64"
+    firmware: tuple[str, ...] = ()
+    hypervisor: str = ""
+    requires: tuple[str, ...] = ()
+    live_migration: bool = True
+    live_migration_requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freshness:
+    """How far a repository's mirror may be behind (``[freshness.ALIAS]``); empty ``suites`` means each of its suites.
+
+    ``upstream`` is the address of the archive that the mirror follows; without it the clock is the measure.
+    """
+
+    fresh_within_h: int
+    upstream: str = ""
+    suites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +271,8 @@ class Site:
     ntp_servers: tuple[str, ...] = ()
     retention: Retention | None = None
     notify: Notify = field(default_factory=Notify)
+    flavors: tuple[Flavor, ...] = ()
+    freshness: Mapping[str, Freshness] = field(default_factory=dict)
 
 
 # -- what the stages make ---------------------------------------------------------------------------------------------
@@ -432,7 +505,8 @@ class RotationPlan:
 class Rotation:
     """What a rotation did in one store; ``gap_s`` is how long plain listings missed ``_latest``.
 
-    ``swept`` are the images of the line that had outlived their promise and went afterwards.
+    ``swept`` are the images of the line that had outlived their promise and went afterwards; ``differs`` is what the
+    latest image's properties, read back, say other than was meant.
     """
 
     target: Target
@@ -444,6 +518,7 @@ class Rotation:
     gap_s: float
     rotated_at: datetime
     swept: tuple[Step, ...] = ()
+    differs: tuple[str, ...] = ()
 
 
 def utc(seconds: float) -> datetime:

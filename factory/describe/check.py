@@ -152,7 +152,12 @@ def unused(site: Site, descriptions: Mapping[str, Description]) -> Iterator[Faul
     """Aliases in the site file that no image knows: most likely a spelling mistake."""
     known = {one.alias for description in descriptions.values() for one in description.update_repositories}
     shown = site_name(site)
-    for table, names in (("mirrors", site.mirrors), ("update_repositories", site.update_repositories)):
+    tables = (
+        ("mirrors", site.mirrors),
+        ("update_repositories", site.update_repositories),
+        ("freshness", site.freshness),
+    )
+    for table, names in tables:
         for alias in names:
             if alias not in known:
                 yield Fault(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from factory.describe.places import count, key_lines, place, read_toml
 from factory.describe.schema import ImageFile, RegionTable, ServerTable, SiteFile
+from factory.describe.site_tables import flavors, freshness, table_faults, targets
 from factory.errors import Fault, InputFault
 from factory.model import (
     Budgets,
@@ -22,7 +23,6 @@ from factory.model import (
     Server,
     Signing,
     Site,
-    Target,
 )
 
 DESCRIPTIONS = "descriptions"
@@ -90,6 +90,7 @@ def _description(read: ImageFile) -> Description:
         retention=Retention(**read.retention.model_dump()),
         ntp_servers=tuple(read.ntp.servers) if read.ntp else (),
         declared_files=tuple(read.image.declared_files),
+        capabilities=tuple(read.image.capabilities),
     )
 
 
@@ -106,6 +107,7 @@ def load_site(path: Path | None, *, pems_exist: bool = True) -> Site:
         return Site()
     read = read_toml(path, SiteFile, shown=path.name)
     faults = [*_server_faults(path, read), *(_pem_faults(path, read) if pems_exist else [])]
+    faults += table_faults(path.name, read, key_lines(path.read_text()))
     if faults:
         raise InputFault(f"'{path.name}' has {count(len(faults), 'fault')}", faults=tuple(faults))
     signing = Signing(
@@ -118,11 +120,13 @@ def load_site(path: Path | None, *, pems_exist: bool = True) -> Site:
         update_repositories=dict(read.update_repositories),
         regions=tuple(_region(region, path.parent) for region in read.region),
         region_client=RegionClient(**read.region_client.model_dump()),
-        targets=tuple(Target(**target.model_dump()) for target in read.target) or (Target(),),
+        targets=targets(read, path.parent),
         signing=signing,
         ntp_servers=tuple(read.ntp.servers) if read.ntp else (),
         retention=Retention(**read.retention.model_dump()) if read.retention else None,
         notify=Notify(**read.notify.model_dump()),
+        flavors=flavors(read),
+        freshness=freshness(read),
     )
 
 

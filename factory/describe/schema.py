@@ -65,7 +65,10 @@ Suite = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 Component = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 ImagePath = Annotated[str, AfterValidator(_image_path)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Property = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]*$", max_length=255)]
+Property = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*$", max_length=255)]
+OtcProperty = Annotated[str, Field(pattern=r"^(__[a-z][a-z0-9_]*|virtual_env_type)$", max_length=255)]
+OtcText = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_one_line)]
+Word = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -91,6 +94,7 @@ class ImageTable(Closed):
     login_user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "linux"
     console_password: bool = True
     declared_files: list[ImagePath] = []
+    capabilities: list[Word] = []
 
 
 class DiskTable(Closed):
@@ -228,6 +232,13 @@ class RegionClientTable(Closed):
     provider: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=40)] = "image-factory"
 
 
+class SignatureTable(Closed):
+    """``signature`` of a target."""
+
+    key: Text
+    certificate: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+
+
 class TargetTable(Closed):
     """``[[target]]``."""
 
@@ -236,6 +247,49 @@ class TargetTable(Closed):
     policy: Literal["shadow", "overlap"] = "shadow"
     region_name: Text | Literal[""] = ""
     vendor: Name = "factory"
+    aged_purpose: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")] = "oldgeneric"
+    otc: bool = False
+    signature: SignatureTable | None = None
+
+
+class CapabilityTable(Closed):
+    """``[[otc.capability]]``."""
+
+    name: Word
+    bit: Annotated[int, Field(ge=0, le=63)]
+    flag: OtcProperty | Literal[""] = ""
+
+
+class OtcTable(Closed):
+    """``[otc]``."""
+
+    capability: list[CapabilityTable] = []
+    properties: dict[OtcProperty, OtcText] = {}
+    image: dict[Name, dict[OtcProperty, OtcText]] = {}
+    exclusions: list[Annotated[list[OtcProperty], Field(min_length=2, max_length=2)]] = []
+
+
+class FlavorTable(Closed):
+    """``[[flavor]]``."""
+
+    name: Name
+    vcpus: Positive
+    ram_mib: Positive
+    disk_gib: NotNegative
+    arch: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "x86_64"
+    firmware: list[Literal["bios", "uefi"]] = []
+    hypervisor: Word | Literal[""] = ""
+    requires: list[Word] = []
+    live_migration: bool = True
+    live_migration_requires: list[Word] = []
+
+
+class FreshnessTable(Closed):
+    """``[freshness.ALIAS]``."""
+
+    fresh_within_h: Positive
+    upstream: WebAddress | Literal[""] = ""
+    suites: list[Suite] = []
 
 
 class SigningTable(Closed):
@@ -264,3 +318,6 @@ class SiteFile(Closed):
     ntp: NtpTable | None = None
     retention: RetentionTable | None = None
     notify: NotifyTable = NotifyTable()
+    otc: OtcTable = OtcTable()
+    flavor: list[FlavorTable] = []
+    freshness: dict[Alias, FreshnessTable] = {}

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the site file about clouds: targets, their own properties, flavors, and how fresh mirrors must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from factory.describe.places import KeyPath, place
+from factory.describe.schema import FlavorTable, FreshnessTable, OtcTable, SiteFile, TargetTable
+from factory.errors import Fault
+from factory.model import Capability, Flavor, Freshness, Otc, PlatformSignature, Target
+
+
+def targets(read: SiteFile, folder: Path) -> tuple[Target, ...]:
+    """The clouds to publish to; without any, the embedded one. Paths are relative to ``folder``."""
+    return tuple(_target(one, read.otc, folder) for one in read.target) or (Target(),)
+
+
+def flavors(read: SiteFile) -> tuple[Flavor, ...]:
+    """The flavors of the cloud."""
+    return tuple(_flavor(one) for one in read.flavor)
+
+
+def freshness(read: SiteFile) -> dict[str, Freshness]:
+    """How fresh each repository's mirror must be, by alias."""
+    return {alias: _freshness(one) for alias, one in read.freshness.items()}
+
+
+def table_faults(shown: str, read: SiteFile, lines: Mapping[KeyPath, int]) -> Iterator[Fault]:
+    """What these tables say twice, and what they refer to that is not there."""
+    unique: tuple[tuple[KeyPath, str, list[str]], ...] = (
+        (("flavor",), "name", [one.name for one in read.flavor]),
+        (("otc", "capability"), "name", [one.name for one in read.otc.capability]),
+        (("otc", "capability"), "bit", [str(one.bit) for one in read.otc.capability]),
+    )
+    for table, key, values in unique:
+        for number, value in enumerate(values):
+            if value in values[:number]:
+                where = place(shown, lines, (*table, number, key))
+                yield Fault(place=where, problem=f"'{value}' is there twice", cure=f"give each {key} once")
+    empty = not (read.otc.capability or read.otc.properties or read.otc.image)
+    for number, target in enumerate(read.target):
+        if target.otc and empty:
+            where = place(shown, lines, ("target", number, "otc"))
+            yield Fault(place=where, problem="there is no [otc] table to set", cure="add one, or remove this key")
+
+
+def _target(read: TargetTable, otc: OtcTable, folder: Path) -> Target:
+    signature = read.signature
+    return Target(
+        **read.model_dump(exclude={"otc", "signature"}),
+        otc=_otc(otc) if read.otc else None,
+        signature=PlatformSignature(key=folder / Path(signature.key).expanduser(), certificate=signature.certificate)
+        if signature
+        else None,
+    )
+
+
+def _otc(read: OtcTable) -> Otc:
+    return Otc(
+        capabilities=tuple(Capability(**one.model_dump()) for one in read.capability),
+        properties=dict(read.properties),
+        images={image: dict(table) for image, table in read.image.items()},
+        exclusions=tuple((one[0], one[1]) for one in read.exclusions),
+    )
+
+
+def _flavor(read: FlavorTable) -> Flavor:
+    plain = read.model_dump()
+    return Flavor(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()})
+
+
+def _freshness(read: FreshnessTable) -> Freshness:
+    return Freshness(fresh_within_h=read.fresh_within_h, upstream=read.upstream, suites=tuple(read.suites))
