@@ -15,7 +15,7 @@ import json
 import os
 import re
 import socket
-import subprocess
+import struct
 import time
 
 ZONE_PART = re.compile(r"(?<=[0-9])[A-Za-z]\Z|-([A-Za-z]|[0-9]+)\Z")
@@ -31,9 +31,8 @@ DRIVE_VARIABLE = "IMAGE_FACTORY_CONFIG_DRIVE"
 CLOUD_INIT = "/run/cloud-init/instance-data.json"
 ELSEWHERE = ("nocloud", "none", "lxd")
 MAX_BYTES = 1 << 20
-TIMEOUT_S = 5.0
+TIMEOUT_S = 3.0
 TRIES = 3
-READ_DRIVE = 'mount -o ro,nosuid,nodev,noexec "$0" /mnt && head -c "$2" "/mnt/openstack/latest/$1"'
 
 
 def parsed(content):
@@ -84,26 +83,127 @@ def from_service(name):
 def from_drive(name):
     """A document of the config drive as bytes; empty when there is none.
 
-    The drive is mounted in a mount namespace of its own, so that nothing stays mounted however this ends.
+    The drive is read here and not mounted: nothing can stay mounted, and kernels without iso9660 or vfat do as well.
     """
     for device in [os.environ[DRIVE_VARIABLE]] if os.environ.get(DRIVE_VARIABLE) else DRIVES:
-        if not os.path.exists(device):
-            continue
-        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", READ_DRIVE]
         try:
-            done = subprocess.run(
-                command + [device, name, str(MAX_BYTES + 1)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=30,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
-            )
-        except (OSError, subprocess.TimeoutExpired):
+            with open(device, "rb", buffering=0) as drive:
+                for read in (iso_file, fat_file):
+                    found = read(Blocks(drive.fileno()), ["openstack", "latest", name])
+                    if found:
+                        return found
+        except (OSError, ValueError, struct.error):
             continue
-        if done.returncode == 0 and done.stdout:
-            return done.stdout
     return b""
+
+
+class Blocks:
+    """The bytes of a device; what should be there and is not is a ValueError."""
+
+    def __init__(self, descriptor):
+        self.descriptor = descriptor
+
+    def at(self, place, size):
+        found = os.pread(self.descriptor, size, place)
+        if len(found) < size:
+            raise ValueError("the device ends too soon")
+        return found
+
+    def number(self, form, place):
+        return struct.unpack(form, self.at(place, struct.calcsize(form)))[0]
+
+
+def iso_file(blocks, path):
+    """A file's content on a CD (ECMA-119, with Joliet's names where there are some); None when this is no CD."""
+    record, code = None, "ascii"
+    for sector in range(16, 32):
+        block = blocks.at(sector * 2048, 2048)
+        if block[1:6] != b"CD001" or block[0] == 255:
+            break
+        if block[0] == 1 and not record:
+            record = block[156:190]
+        if block[0] == 2 and block[88:91] in (b"%/@", b"%/C", b"%/E"):
+            record, code = block[156:190], "utf-16-be"
+    for name in path if record else ():
+        record = iso_record(iso_content(blocks, record), name, code)
+        if not record:
+            return b""
+    return iso_content(blocks, record) if record else None
+
+
+def iso_content(blocks, record):
+    start, size = struct.unpack_from("<I", record, 2)[0], struct.unpack_from("<I", record, 10)[0]
+    return blocks.at(start * 2048, min(size, MAX_BYTES + 1))
+
+
+def iso_record(folder, wanted, code):
+    place = 0
+    while place < len(folder):
+        length = folder[place]
+        if not length:  # records do not cross sectors
+            place = (place // 2048 + 1) * 2048
+            continue
+        record = folder[place : place + length]
+        place += length
+        if len(record) > 33:
+            name = record[33 : 33 + record[32]].decode(code, "replace")
+            if name.split(";")[0].rstrip(".").lower() == wanted:
+                return record
+    return None
+
+
+def fat_file(blocks, path):
+    """A file's content on a FAT file system with long names (Microsoft's "FAT: General Overview"); None on others."""
+    if blocks.at(510, 2) != b"\x55\xaa":
+        return None
+    sector, per_cluster, reserved, fats, entries, small = struct.unpack("<HBHBHH", blocks.at(11, 10))
+    if sector not in (512, 1024, 2048, 4096) or not per_cluster or not fats:
+        return None
+    root = (reserved + fats * (blocks.number("<H", 22) or blocks.number("<I", 36))) * sector
+    start, size = root + (entries * 32 + sector - 1) // sector * sector, per_cluster * sector
+    clusters = ((small or blocks.number("<I", 32)) * sector - start) // size
+    bits = 12 if clusters < 4085 else 16 if clusters < 65525 else 32
+
+    def content(cluster, limit):
+        found = b""
+        while 2 <= cluster < clusters + 2 and len(found) < limit:
+            found += blocks.at(start + (cluster - 2) * size, size)
+            place = reserved * sector + cluster * bits // 8
+            after = blocks.number("<I" if bits == 32 else "<H", place)
+            if bits == 12:
+                after >>= 4 * (cluster % 2)
+            cluster = after & (0x0FFFFFFF if bits == 32 else (1 << bits) - 1)
+        return found[:limit]
+
+    folder = blocks.at(root, entries * 32) if entries else content(blocks.number("<I", 44), MAX_BYTES)
+    found = b""
+    for name in path:
+        entry = fat_entry(folder, name)
+        if not entry:
+            return b""
+        first = struct.unpack_from("<H", entry, 26)[0] | (struct.unpack_from("<H", entry, 20)[0] << 16 if bits == 32 else 0)
+        found = content(first, min(struct.unpack_from("<I", entry, 28)[0] or MAX_BYTES, MAX_BYTES + 1))
+        folder = found
+    return found
+
+
+def fat_entry(folder, wanted):
+    long_name = b""
+    for place in range(0, len(folder) - 31, 32):
+        entry = folder[place : place + 32]
+        if entry[0] == 0:
+            break
+        if entry[11] == 0x0F:  # a part of a long name, the last part first
+            long_name = entry[1:11] + entry[14:26] + entry[28:32] + long_name
+            continue
+        name = long_name.decode("utf-16-le", "replace").split("\0")[0]
+        long_name = b""
+        if entry[0] == 0xE5 or entry[11] & 0x08:  # deleted, or the label
+            continue
+        short = entry[:8].decode("ascii", "replace").rstrip() + "." + entry[8:11].decode("ascii", "replace").rstrip()
+        if wanted in (name.lower(), short.rstrip(".").lower()):
+            return entry
+    return None
 
 
 def source(root="/"):
