@@ -27,8 +27,8 @@ from factory.region.check_leftovers import (
 )
 from factory.region.check_pems import examine_pem, examine_pems
 from factory.region.check_regions import examine_regions
-from factory.region.check_root import FolderRoot
-from factory.region.config import CLIENT_CONFIG, items, registry
+from factory.region.check_root import FolderRoot, Root
+from factory.region.config import CLIENT_CONFIG, GUEST_CONFIG, items, registry
 
 __all__ = [
     "LEFTOVERS",
@@ -44,9 +44,12 @@ __all__ = [
     "check_config",
     "check_pem",
     "check_tree",
+    "client_in",
     "examine",
     "examine_site",
     "item_problem",
+    "mode_in",
+    "pinned_in",
     "region_items",
     "tree_subject",
 ]
@@ -160,6 +163,35 @@ def _count_items(read: ini.Ini, notes: Notes) -> None:
     count_servers(
         notes, 2, At(file=CLIENT_CONFIG, line=found.line, key="server.regionsrv"), number, what="region server"
     )
+
+
+def pinned_in(root: Root) -> Mapping[str, str]:
+    """The PEM by region server, as an image has them; empty where a metadata server replaces region servers."""
+    read = ini.read(root.text(CLIENT_CONFIG) or "", place=CLIENT_CONFIG)
+    location, servers = option(read, "server", "certlocation"), option(read, "server", "regionsrv")
+    if location is None or servers is None or option(read, "server", "metadata_server") is not None:
+        return {}
+    found = {item: root.text(f"{location.value}/{item}.pem") for item in split(servers.value)}
+    return {item: pem for item, pem in found.items() if pem is not None}
+
+
+def client_in(root: Root) -> RegionClient:
+    """How an image's client asks: ``api`` and ``httpsOnly``; everything else is not read back."""
+    read = ini.read(root.text(CLIENT_CONFIG) or "", place=CLIENT_CONFIG)
+    api, https = option(read, "server", "api"), option(read, "instance", "httpsonly")
+    plugin = option(read, "instance", "instanceargs")
+    return RegionClient(
+        api=api.value if api else "regionInfo",
+        https_only=https is not None and https.value == "true",
+        instance_args=plugin.value if plugin else "none",
+    )
+
+
+def mode_in(root: Root) -> str:
+    """The kind of image, as our client's configuration tells it; on-demand where nobody says."""
+    read = ini.read(root.text(GUEST_CONFIG) or "", place=GUEST_CONFIG)
+    found = option(read, "registration", "mode")
+    return found.value if found and found.value in {"on-demand", "byos", "none"} else "on-demand"
 
 
 def _expected(regions: Sequence[Region]) -> Mapping[str, str]:
