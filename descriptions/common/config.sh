@@ -1,5 +1,12 @@
 # Runs in the root tree after the packages, the overlay and the image's own part.
 
+# -- our own packages ----------------------------------------------------------------------------------------------------
+# Their files lie there already, from the overlay; now they belong to packages, which updates can replace.
+if [ -d /var/cache/image-factory ]; then
+    dpkg --install /var/cache/image-factory/*.deb
+    rm -r /var/cache/image-factory
+fi
+
 # -- services ----------------------------------------------------------------------------------------------------------
 # updates are the customer's decision, never a timer's
 systemctl disable apt-daily.timer apt-daily-upgrade.timer

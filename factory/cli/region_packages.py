@@ -21,14 +21,11 @@ def region_package(
     as_json: Json = False,
 ) -> None:
     """Build signed deb and rpm packages of the region's configuration and the guest client, in repositories."""
-    from factory.model import Registration
-    from factory.region.config import guest_files
     from factory.region.packages import PackageSigner, build_packages, payloads
     from factory.sign.keyring import signing_key
 
     here, now = installation(), clock()
-    client = here.site.region_client
-    wanted = payloads(guest_files(here.regions(now), client, Registration(), ()), client)
+    wanted = payloads(here.regions(now), here.site.region_client)
     folder = out or here.state.path / "packages"
     if dry_run:
         for payload in wanted:

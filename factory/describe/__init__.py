@@ -17,18 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from factory import __version__
-from factory.describe.check import (
-    carried,
-    lifetime_days,
-    located,
-    ntp_servers,
-    region_faults,
-    secret_faults,
-    secrets,
-    site_name,
-    tree_faults,
-    unused,
-)
+from factory.describe.check import ntp_servers, region_faults, secret_faults, tree_faults, unused
 from factory.describe.checkout import checkout
 from factory.describe.host_apt import host_repositories
 from factory.describe.kiwi_xml import build_suites, config_faults, parse, read_config
@@ -37,13 +26,10 @@ from factory.describe.repositories import Sources, address, sources
 from factory.describe.resolve import made_later, overlay_files, write_tree
 from factory.errors import Fault, InputFault
 from factory.model import Description, Recipe, Region, Site
-from factory.region.check import examine, examine_site, tree_subject
-from factory.region.check_findings import Notes, faults
-from factory.region.config import for_image
 from factory.system.files import appearing, tree_digest
 from factory.system.state import Run
 
-__all__ = ["build_sources", "check_image", "describe", "examine_image", "images", "load_description", "load_site"]
+__all__ = ["build_sources", "check_image", "describe", "images", "load_description", "load_site"]
 
 
 def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ...], run: Run, now: datetime) -> Recipe:
@@ -57,7 +43,7 @@ def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ..
     """
     made = _resolve(project, image, site=site, regions=regions, now=now)
     with appearing(run.tree) as partial:
-        found = _write(project, made, partial, site=site, regions=regions, now=now)
+        found = _write(project, made, partial, site=site, regions=regions, now=now, record=run.state.region_packages)
     tree_sha256 = tree_digest(run.tree)
     declared = (*made.description.declared_files, *found, *made_later(project, image))
     described = replace(
@@ -75,7 +61,7 @@ def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ..
         mirrors=made.sources.mirrors,
         keyrings=made.sources.keyrings,
         regions=regions,
-        region_client=for_image(site.region_client, made.description.registration),
+        region_client=site.region_client,
         ntp_servers=ntp_servers(made.description, site),
         resolved_at=now,
     )
@@ -89,33 +75,18 @@ def check_image(
     Raises:
         InputFault: the description itself has faults.
     """
-    return faults(examine_image(project, image, site=site, regions=regions, now=now).findings)
-
-
-def examine_image(project: Path, image: str, *, site: Site, regions: tuple[Region, ...], now: datetime) -> Notes:
-    """Everything that can be said of what an image will carry to find its region servers; nothing is kept.
-
-    Raises:
-        InputFault: the description itself has faults.
-    """
-    notes = Notes()
     description = load_description(project, image)
-    client = for_image(site.region_client, description.registration)
-    if not carried(description, site, regions, notes):
-        examine_site(regions, client, notes, file=site_name(site), now=now)
-        notes.skip(range(1, 23), "the build tree cannot be written while certificates are missing")
-        return located(notes, site, regions, client)
-    made = _resolve(project, image, site=site, regions=regions, now=now, judge=False)
+    faults = region_faults(description, site, regions, now=now)
+    if faults:
+        return faults
+    made = _resolve(project, image, site=site, regions=regions, now=now)
     with tempfile.TemporaryDirectory(prefix="factory-check-") as folder:
         tree = Path(folder) / "tree"
-        _write(project, made, tree, site=site, regions=regions, now=now, judge=False)
-        mode = description.registration.mode
-        subject = replace(
-            tree_subject(tree, mode=mode, regions=regions, client=client), name=image, site_file=site_name(site)
-        )
-        examine(subject, notes, now=now, lifetime_days=lifetime_days(description, site))
-        secrets(tree, notes)
-    return located(notes, site, regions, client)
+        try:
+            _write(project, made, tree, site=site, regions=regions, now=now)
+        except InputFault as found:
+            return found.faults
+    return ()
 
 
 def build_sources(project: Path, image: str, *, site: Site) -> Iterator[tuple[str, str, str]]:
@@ -137,27 +108,25 @@ class _Resolved:
     suites: tuple[tuple[str, str, str], ...]
 
 
-def _resolve(
-    project: Path, image: str, *, site: Site, regions: tuple[Region, ...], now: datetime, judge: bool = True
-) -> _Resolved:
+def _resolve(project: Path, image: str, *, site: Site, regions: tuple[Region, ...], now: datetime) -> _Resolved:
     description = load_description(project, image)
     shown = f"{DESCRIPTIONS}/{image}/config.xml"
-    wrong_parts: list[Fault] = []
+    faults: list[Fault] = []
     config, found = "", None
     try:
         config = read_config(project / shown, shown=shown)
-        wrong_parts += config_faults(parse(config, shown=shown), description, shown=shown)
+        faults += config_faults(parse(config, shown=shown), description, shown=shown)
     except InputFault as wrong:
-        wrong_parts += wrong.faults or (Fault(place=shown, problem=wrong.message),)
+        faults += wrong.faults or (Fault(place=shown, problem=wrong.message),)
     try:
         found = sources(description, site)
     except InputFault as wrong:
-        wrong_parts += wrong.faults
+        faults += wrong.faults
     known = {name: _quietly(project, name) for name in images(project)}
-    wrong_parts += unused(site, {name: one for name, one in known.items() if one is not None})
-    wrong_parts += region_faults(description, site, regions, now=now) if judge else ()
-    if wrong_parts or found is None:
-        raise InputFault(f"image '{image}' cannot be built as it is described", faults=tuple(wrong_parts))
+    faults += unused(site, {name: one for name, one in known.items() if one is not None})
+    faults += region_faults(description, site, regions, now=now)
+    if faults or found is None:
+        raise InputFault(f"image '{image}' cannot be built as it is described", faults=tuple(faults))
     return _Resolved(
         description=description, sources=found, config=config, suites=build_suites(parse(config, shown=shown))
     )
@@ -179,10 +148,10 @@ def _write(
     site: Site,
     regions: tuple[Region, ...],
     now: datetime,
-    judge: bool = True,
+    record: Path | None = None,
 ) -> tuple[str, ...]:
-    """Write the tree, and judge it; returns the files it lays into the image."""
-    write_tree(
+    """Write the tree and judge it; returns the files it lays into the image beside those of packages."""
+    packaged = write_tree(
         project,
         tree,
         made.description,
@@ -192,11 +161,12 @@ def _write(
         regions=regions,
         client=site.region_client,
         ntp_servers=ntp_servers(made.description, site),
+        record=record,
     )
-    found = (*secret_faults(tree), *tree_faults(tree, made.description, site, regions, now=now)) if judge else ()
-    if found:
-        raise InputFault(f"the build tree of '{made.description.name}' is not good", faults=found)
-    return overlay_files(tree)
+    faults = (*secret_faults(tree), *tree_faults(tree / "root", made.description, site, regions, now=now))
+    if faults:
+        raise InputFault(f"the build tree of '{made.description.name}' is not good", faults=faults)
+    return overlay_files(tree, packaged=packaged)
 
 
 def _digest(description: Description, tree_sha256: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from factory.describe.appliance import appliance_script
 from factory.describe.kiwi_xml import with_addresses
 from factory.describe.load import COMMON, DESCRIPTIONS
+from factory.describe.region_packages import FOLDER, pack
 from factory.errors import Fault, InputFault
 from factory.model import Description, Region, RegionClient, Repository
 from factory.region.config import guest_files, install
@@ -42,8 +43,16 @@ def write_tree(
     regions: tuple[Region, ...],
     client: RegionClient,
     ntp_servers: tuple[str, ...],
-) -> None:
-    """Write the build tree of a description to ``tree``, which must not exist."""
+    record: Path | None = None,
+) -> frozenset[str]:
+    """Write the build tree of a description to ``tree``, which must not exist.
+
+    Args:
+        record: the versions of our own packages that were given out.
+
+    Returns:
+        The files of the overlay that belong to a package, as paths in the image.
+    """
     addresses = {repository.alias: repository.url for repository in repositories}
     own, common = project / DESCRIPTIONS / description.name, project / DESCRIPTIONS / COMMON
     tree.mkdir(parents=True)
@@ -55,6 +64,7 @@ def write_tree(
     for layer in layers(own, common, description):
         merge(layer, root)
     install(root, guest_files(regions, client, description.registration, repositories))
+    packaged = pack(root, regions, client, description.registration, config=config, record=record)
     for name, text in generated_files(description, repositories, ntp_servers).items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +73,7 @@ def write_tree(
     appliance.write_text(appliance_script(description, suites, addresses))
     appliance.chmod(0o755)
     normalise(tree)
+    return packaged
 
 
 def layers(own: Path, common: Path, description: Description) -> list[Path]:
@@ -73,11 +84,14 @@ def layers(own: Path, common: Path, description: Description) -> list[Path]:
     return [layer for layer in [*wanted, own / ROOT] if layer.is_dir()]
 
 
-def overlay_files(tree: Path) -> tuple[str, ...]:
-    """The files that the build tree lays into the image, as paths in the image."""
+def overlay_files(tree: Path, *, packaged: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """The files that the build tree lays into the image and no package owns, as paths in the image."""
     root = tree / ROOT
     found = (path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
-    return tuple(sorted(f"/{path.relative_to(root).as_posix()}" for path in found))
+    names = (path.relative_to(root).as_posix() for path in found)
+    return tuple(
+        sorted(f"/{name}" for name in names if f"/{name}" not in packaged and not name.startswith(f"{FOLDER}/"))
+    )
 
 
 def made_later(project: Path, image: str) -> tuple[str, ...]:

@@ -44,6 +44,11 @@ class Run:
         return self.id.split("-", 2)[2]
 
     @property
+    def state(self) -> State:
+        """The state folder that the run is in."""
+        return State(path=self.path.parents[1])
+
+    @property
     def tree(self) -> Path:
         """The self-contained build tree."""
         return self.path / "tree"

@@ -59,7 +59,7 @@ def copy(tmp_path: Path) -> Path:
 
 def files(root: Path) -> dict[str, str]:
     return {
-        path.relative_to(root).as_posix(): path.read_text()
+        path.relative_to(root).as_posix(): path.read_text(errors="replace")
         for path in sorted(root.rglob("*"))
         if path.is_file() and not path.is_symlink()
     }

@@ -10,21 +10,32 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from importlib.resources import files as resources
 from pathlib import PurePosixPath
 
 from factory import __version__
 from factory.errors import Fault, InputFault
-from factory.model import RegionClient
+from factory.model import Region, RegionClient, Registration
 from factory.region.certificates import certificates_in
-from factory.region.config import CLIENT_CONFIG, GUEST_CONFIG, GUEST_WANTED, GuestFile
+from factory.region.config import (
+    CLIENT_CONFIG,
+    GUEST_CONFIG,
+    GUEST_WANTED,
+    GuestFile,
+    client_config,
+    guest_files,
+)
 
 PLUGIN = "openstackregion.py"
+_PLUGIN_PATH = f"usr/lib/image-factory/{PLUGIN}"
+_DATA_PROVIDER = "usr/lib/image-factory/instance-data"
 PLUGIN_FOLDERS = tuple(f"usr/lib/python3.{minor}/site-packages/cloudregister" for minor in (6, 11, 13))
 """Where SUSE's client looks for plugins: the Python of SLE 15, of its Python module, and of SLES 16."""
 LOGROTATE = "etc/logrotate.d/cloudregionsrvclient"
 _LOGROTATE_TEXT = b"/var/log/cloudregister {\n    compress\n    missingok\n    monthly\n    rotate 4\n    size 1M\n}\n"
+_RPM_BACKEND = "zypper"
 _CLIENT_DATE = datetime(2026, 11, 21, tzinfo=UTC)
 _PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}[a-z0-9]")
 _SAFE_PATH = re.compile(r"[A-Za-z0-9/._:+@-]+")
@@ -36,6 +47,7 @@ class Payload:
 
     ``base`` is the version that the content itself gives (see :mod:`.versions`), ``epoch`` the time of every file in
     it, in seconds since 1970. ``keep`` names the files that belong to the machine's owner once they are installed.
+    ``rpm_files`` are added to ``files`` in the rpm, or take the place of one with the same path.
     """
 
     name: str
@@ -54,6 +66,12 @@ class Payload:
     owned: tuple[str, ...] = field(default=())
 
     @property
+    def all_rpm_files(self) -> tuple[GuestFile, ...]:
+        """The files of the rpm."""
+        instead = {file.path for file in self.rpm_files}
+        return (*(file for file in self.files if file.path not in instead), *self.rpm_files)
+
+    @property
     def content_sha256(self) -> str:
         """The digest of everything that is installed or decides about it; the version is not part of it."""
         total = hashlib.sha256()
@@ -67,26 +85,24 @@ class Payload:
         return total.hexdigest()
 
 
-def payloads(guest_files: Sequence[GuestFile], client: RegionClient) -> tuple[Payload, ...]:
-    """The configuration and the guest client as packages, from what an image needs to register.
-
-    Args:
-        guest_files: as :func:`factory.region.config.guest_files` makes them; none make no packages.
-        client: the names of the packages begin with its ``provider``.
+def payloads(regions: Sequence[Region], client: RegionClient) -> tuple[Payload, ...]:
+    """The configuration and the guest client of a site as packages; their names begin with its ``provider``.
 
     Raises:
         InputFault: the provider's name, or a path, cannot stand in a package.
     """
-    faults = tuple(_faults(guest_files, client.provider))
+    shared = [file for file in guest_files(regions, client, Registration(), ()) if not is_per_image(file)]
+    known = {file.path for file in shared}
+    guest = resources("factory.region") / "guest"
+    for path, mode in ((_PLUGIN_PATH, 0o644), (_DATA_PROVIDER, 0o755)):
+        if path not in known:
+            shared.append(GuestFile(path=path, content=(guest / path.rpartition("/")[2]).read_bytes(), mode=mode))
+    faults = tuple(_faults(shared, client.provider))
     if faults:
         raise InputFault("the region's files cannot be packed", faults=faults)
-    shared = [file for file in guest_files if not is_per_image(file)]
-    if not shared:
-        return ()
-    provider = client.provider
     configuration = tuple(file for file in shared if _is_configuration(file, client))
     rest = tuple(file for file in shared if not _is_configuration(file, client))
-    return (_configuration(configuration, client, provider), _guest_client(rest, provider))
+    return (_configuration(configuration, regions, client), _guest_client(rest, client.provider))
 
 
 def is_per_image(file: GuestFile) -> bool:
@@ -94,14 +110,14 @@ def is_per_image(file: GuestFile) -> bool:
     return file.path in {GUEST_CONFIG, GUEST_WANTED}
 
 
-def _faults(guest_files: Sequence[GuestFile], provider: str) -> Iterator[Fault]:
+def _faults(shared: Sequence[GuestFile], provider: str) -> Iterator[Fault]:
     if not _PROVIDER_NAME.fullmatch(provider):
         yield Fault(
             place="site.toml region_client.provider",
             problem=f"{provider!r} cannot begin a package name",
             cure="lower-case letters, digits and '-'",
         )
-    for file in guest_files:
+    for file in shared:
         if not _SAFE_PATH.fullmatch(file.path) or ".." in PurePosixPath(file.path).parts:
             yield Fault(
                 place="site.toml region_client",
@@ -115,14 +131,13 @@ def _is_configuration(file: GuestFile, client: RegionClient) -> bool:
     return file.path == CLIENT_CONFIG or file.path.startswith(f"{location}/") or file.path.endswith(f"/{PLUGIN}")
 
 
-def _configuration(files: tuple[GuestFile, ...], client: RegionClient, provider: str) -> Payload:
+def _configuration(files: tuple[GuestFile, ...], regions: Sequence[Region], client: RegionClient) -> Payload:
     born = newest_certificate(files)
-    plugin = next((file for file in files if file.path.endswith(f"/{PLUGIN}")), None)
-    links = (
-        [GuestFile(path=f"{folder}/{PLUGIN}", link=f"/{plugin.path}") for folder in PLUGIN_FOLDERS] if plugin else []
-    )
+    links = [GuestFile(path=f"{folder}/{PLUGIN}", link=f"/{_PLUGIN_PATH}") for folder in PLUGIN_FOLDERS]
+    theirs = replace(client, package_backend=_RPM_BACKEND) if client.package_backend in {"", "apt"} else client
+    config = GuestFile(path=CLIENT_CONFIG, content=client_config(regions, theirs).encode())
     return Payload(
-        name=f"{provider}-region-config",
+        name=f"{client.provider}-region-config",
         base=f"{born:%Y%m%d.%H%M%S}",
         epoch=int(born.timestamp()),
         summary="region servers of this cloud and their certificates",
@@ -132,10 +147,10 @@ def _configuration(files: tuple[GuestFile, ...], client: RegionClient, provider:
         ),
         files=files,
         keep=tuple(file.path for file in files if file.path == CLIENT_CONFIG),
-        rpm_files=(*links, GuestFile(path=LOGROTATE, content=_LOGROTATE_TEXT)),
+        rpm_files=(config, *links, GuestFile(path=LOGROTATE, content=_LOGROTATE_TEXT)),
         rpm_provides=("cloud-regionsrv-client-config", "regionsrv-certs"),
         rpm_conflicts=("otherproviders(cloud-regionsrv-client-config)",),
-        owned=tuple(_own_folders(client.cert_location.strip("/"))),
+        owned=(*_own_folders(client.cert_location.strip("/")), "usr/lib/image-factory"),
     )
 
 

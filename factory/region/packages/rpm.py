@@ -63,7 +63,7 @@ def build_rpm(payload: Payload, version: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="factory-rpm-") as name:
         shelf = _Shelf(scratch=Path(name))
         shelf.stage.mkdir()
-        install(shelf.stage, (*payload.files, *payload.rpm_files))
+        install(shelf.stage, payload.all_rpm_files)
         level(shelf.stage, epoch=payload.epoch)
         spec = shelf.scratch / f"{payload.name}.spec"
         spec.write_text(spec_text(payload, version))
@@ -152,7 +152,7 @@ def _spec_lines(payload: Payload, version: str) -> Iterator[str]:
             f'[ "$1" -gt 0 ] || [ ! -d /run/systemd/system ] || systemctl disable {payload.unit} || :',
         )
     yield from ("", "%files", "%defattr(-,root,root,-)")
-    files = sorted((*payload.files, *payload.rpm_files), key=lambda one: one.path)
+    files = sorted(payload.all_rpm_files, key=lambda one: one.path)
     used = [folder for folder in payload.owned if any(file.path.startswith(f"{folder}/") for file in files)]
     yield from (f"%dir /{folder}" for folder in used)
     for file in files:

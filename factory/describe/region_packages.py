@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The region's configuration and the guest client in the build tree, as packages that ``config.sh`` installs.
+
+The same files lie in the overlay, so that people and checks see in the tree what the image will have; installing the
+packages makes them dpkg's, and a later version of the package can replace them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from factory.model import Region, RegionClient, Registration
+from factory.region.packages import build_deb, issue, payloads
+
+FOLDER = "var/cache/image-factory"
+"""Where the packages lie in the overlay; ``config.sh`` removes it."""
+_APT = "<packagemanager>apt</packagemanager>"
+
+
+def pack(
+    root: Path,
+    regions: tuple[Region, ...],
+    client: RegionClient,
+    registration: Registration,
+    *,
+    config: str,
+    record: Path | None,
+) -> frozenset[str]:
+    """Put the packages into the overlay; returns the files that belong to them, as paths in the image.
+
+    Args:
+        config: kiwi's description: only images that have apt get Debian packages.
+        record: which versions were given out; without one a version follows from the content alone.
+    """
+    if registration.mode == "none" or _APT not in config:
+        return frozenset()
+    folder = root / FOLDER
+    folder.mkdir(parents=True)
+    wanted = payloads(regions, client)
+    versions = issue(wanted, record, published={}) if record else {one.name: one.base for one in wanted}
+    for payload in wanted:
+        build_deb(payload, versions[payload.name], folder)
+    return frozenset(f"/{file.path}" for payload in wanted for file in payload.files)
