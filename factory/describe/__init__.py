@@ -17,7 +17,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 from factory import __version__
-from factory.describe.check import ntp_servers, region_faults, secret_faults, tree_faults, unused
+from factory.describe.check import (
+    carried,
+    lifetime_days,
+    located,
+    ntp_servers,
+    region_faults,
+    secret_faults,
+    secrets,
+    site_name,
+    tree_faults,
+    unused,
+)
 from factory.describe.checkout import checkout
 from factory.describe.host_apt import host_repositories
 from factory.describe.kiwi_xml import build_suites, config_faults, parse, read_config
@@ -26,10 +37,13 @@ from factory.describe.repositories import Sources, address, sources
 from factory.describe.resolve import made_later, overlay_files, write_tree
 from factory.errors import Fault, InputFault
 from factory.model import Description, Recipe, Region, Site
+from factory.region.check import examine, examine_site, tree_subject
+from factory.region.check_findings import Notes, faults
+from factory.region.config import for_image
 from factory.system.files import appearing, tree_digest
 from factory.system.state import Run
 
-__all__ = ["build_sources", "check_image", "describe", "images", "load_description", "load_site"]
+__all__ = ["build_sources", "check_image", "describe", "examine_image", "images", "load_description", "load_site"]
 
 
 def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ...], run: Run, now: datetime) -> Recipe:
@@ -61,7 +75,7 @@ def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ..
         mirrors=made.sources.mirrors,
         keyrings=made.sources.keyrings,
         regions=regions,
-        region_client=site.region_client,
+        region_client=for_image(site.region_client, made.description.registration),
         ntp_servers=ntp_servers(made.description, site),
         resolved_at=now,
     )
@@ -75,18 +89,33 @@ def check_image(
     Raises:
         InputFault: the description itself has faults.
     """
+    return faults(examine_image(project, image, site=site, regions=regions, now=now).findings)
+
+
+def examine_image(project: Path, image: str, *, site: Site, regions: tuple[Region, ...], now: datetime) -> Notes:
+    """Everything that can be said of what an image will carry to find its region servers; nothing is kept.
+
+    Raises:
+        InputFault: the description itself has faults.
+    """
+    notes = Notes()
     description = load_description(project, image)
-    faults = region_faults(description, site, regions, now=now)
-    if faults:
-        return faults
-    made = _resolve(project, image, site=site, regions=regions, now=now)
+    client = for_image(site.region_client, description.registration)
+    if not carried(description, site, regions, notes):
+        examine_site(regions, client, notes, file=site_name(site), now=now)
+        notes.skip(range(1, 23), "the build tree cannot be written while certificates are missing")
+        return located(notes, site, regions, client)
+    made = _resolve(project, image, site=site, regions=regions, now=now, judge=False)
     with tempfile.TemporaryDirectory(prefix="factory-check-") as folder:
         tree = Path(folder) / "tree"
-        try:
-            _write(project, made, tree, site=site, regions=regions, now=now)
-        except InputFault as found:
-            return found.faults
-    return ()
+        _write(project, made, tree, site=site, regions=regions, now=now, judge=False)
+        mode = description.registration.mode
+        subject = replace(
+            tree_subject(tree, mode=mode, regions=regions, client=client), name=image, site_file=site_name(site)
+        )
+        examine(subject, notes, now=now, lifetime_days=lifetime_days(description, site))
+        secrets(tree, notes)
+    return located(notes, site, regions, client)
 
 
 def build_sources(project: Path, image: str, *, site: Site) -> Iterator[tuple[str, str, str]]:
@@ -108,25 +137,27 @@ class _Resolved:
     suites: tuple[tuple[str, str, str], ...]
 
 
-def _resolve(project: Path, image: str, *, site: Site, regions: tuple[Region, ...], now: datetime) -> _Resolved:
+def _resolve(
+    project: Path, image: str, *, site: Site, regions: tuple[Region, ...], now: datetime, judge: bool = True
+) -> _Resolved:
     description = load_description(project, image)
     shown = f"{DESCRIPTIONS}/{image}/config.xml"
-    faults: list[Fault] = []
+    wrong_parts: list[Fault] = []
     config, found = "", None
     try:
         config = read_config(project / shown, shown=shown)
-        faults += config_faults(parse(config, shown=shown), description, shown=shown)
+        wrong_parts += config_faults(parse(config, shown=shown), description, shown=shown)
     except InputFault as wrong:
-        faults += wrong.faults or (Fault(place=shown, problem=wrong.message),)
+        wrong_parts += wrong.faults or (Fault(place=shown, problem=wrong.message),)
     try:
         found = sources(description, site)
     except InputFault as wrong:
-        faults += wrong.faults
+        wrong_parts += wrong.faults
     known = {name: _quietly(project, name) for name in images(project)}
-    faults += unused(site, {name: one for name, one in known.items() if one is not None})
-    faults += region_faults(description, site, regions, now=now)
-    if faults or found is None:
-        raise InputFault(f"image '{image}' cannot be built as it is described", faults=tuple(faults))
+    wrong_parts += unused(site, {name: one for name, one in known.items() if one is not None})
+    wrong_parts += region_faults(description, site, regions, now=now) if judge else ()
+    if wrong_parts or found is None:
+        raise InputFault(f"image '{image}' cannot be built as it is described", faults=tuple(wrong_parts))
     return _Resolved(
         description=description, sources=found, config=config, suites=build_suites(parse(config, shown=shown))
     )
@@ -148,9 +179,10 @@ def _write(
     site: Site,
     regions: tuple[Region, ...],
     now: datetime,
+    judge: bool = True,
     record: Path | None = None,
 ) -> tuple[str, ...]:
-    """Write the tree and judge it; returns the files it lays into the image beside those of packages."""
+    """Write the tree, and judge it; returns the files it lays into the image beside those of packages."""
     packaged = write_tree(
         project,
         tree,
@@ -163,9 +195,9 @@ def _write(
         ntp_servers=ntp_servers(made.description, site),
         record=record,
     )
-    faults = (*secret_faults(tree), *tree_faults(tree / "root", made.description, site, regions, now=now))
-    if faults:
-        raise InputFault(f"the build tree of '{made.description.name}' is not good", faults=faults)
+    found = (*secret_faults(tree), *tree_faults(tree, made.description, site, regions, now=now)) if judge else ()
+    if found:
+        raise InputFault(f"the build tree of '{made.description.name}' is not good", faults=found)
     return overlay_files(tree, packaged=packaged)
 
 
