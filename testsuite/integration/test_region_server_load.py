@@ -68,7 +68,8 @@ mkdir -p /srv/image-factory /srv/.upper /srv/.work
 ln -s "$1" /srv/image-factory/packages
 if [ -n "$4" ]; then
     /usr/bin/python3 -m venv --without-pip /srv/image-factory/.venv
-    for folder in $4; do echo "$folder"; done > /srv/image-factory/.venv/lib/python3.11/site-packages/factory.pth
+    site=$(echo /srv/image-factory/.venv/lib/python3*/site-packages)
+    for folder in $4; do echo "$folder"; done > "$site/factory.pth"
 else
     ln -s "$2" /srv/image-factory/.venv
 fi
@@ -340,7 +341,7 @@ def test_hostile_requests_are_refused_and_change_nothing(deployed: Deployed) -> 
     assert wrong == {}
     assert deployed.region(NORTH) == "north"
     shown = deployed.log.read_text()
-    assert shown.isprintable() or set(shown) - {"\n"} <= {char for char in shown if char.isprintable()}
+    assert all(char.isprintable() for char in shown.replace("\n", ""))
     assert "\nforged" not in shown
     assert "Traceback" not in (deployed.folder / "server.log").read_text()
 
