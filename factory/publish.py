@@ -11,10 +11,23 @@ from __future__ import annotations
 import time
 from datetime import datetime
 
-from factory.errors import InputFault, StoreError
+from factory.errors import Fault, InputFault, StoreError
 from factory.model import Artifact, Bundle, Release, Role, StoredImage, Target
 from factory.store.line import LEASE_S, claim_id, free_dated_name
-from factory.store.metadata import GIB, faults, metadata, name_faults, promise, reserved, tags, unknown, wire
+from factory.store.metadata import (
+    GIB,
+    Identity,
+    identity,
+    metadata,
+    promise,
+    rivals,
+    tags,
+    unmet,
+    wire,
+    with_unknown_bits,
+)
+from factory.store.platform_signature import signature_properties
+from factory.store.properties import SIGNATURE, faults, name_faults, reserved, unknown
 from factory.store.protocol import IdTaken, ImageStore, NotWanted, Say
 from factory.store.recovery import foreign, recover, refuse_if_held
 from factory.system.files import expect_digest
@@ -44,12 +57,15 @@ def publish(
     images = recover(store, line, now=now, say=say, lease_s=lease_s, keep=artifact.sha512).images
     for image in foreign(store, line):
         say(f"ALARM: '{image.name}' is also the name of {image.id}, owned by {image.owner}; it is left alone")
+    _only_generic(bundle, store, target, images, say)
     present = _present(images, artifact)
     if present is not None and (present.role != Role.CANDIDATE or present.tested):
         say(f"{line}: this build is image {present.id} already ({present.role})")
         return _release(bundle, target, present, at=present.updated_at, upload_s=0.0)
     resumed = _resumable(store, present, artifact, say) if present is not None else None
     image = resumed or _claim(bundle, store, target, images, now=now, say=say, lease_s=lease_s)
+    if image.status == "queued" and (missing := _signed(image, bundle, target)):
+        image = store.patch(image.id, missing)
     upload_s = _upload(store, image, artifact, say)
     stored = _proven(store, image.id, artifact, say)
     released = _describe(store, stored, bundle, target, images)
@@ -60,11 +76,16 @@ def publish(
 def _check(bundle: Bundle, target: Target, say: Say) -> None:
     description, artifact = bundle.artifact.recipe.description, bundle.artifact
     place = f"{description.name}/image.toml [metadata]"
-    found = [*reserved(description.metadata, place=place), *faults(metadata(bundle, target), place=place)]
+    exclusive = target.otc.exclusions if target.otc else ()
+    found = [*reserved(description.metadata, place=place)]
+    found += faults(metadata(bundle, target), place=place, purposes=(target.aged_purpose,), exclusive=exclusive)
+    found += [Fault(place=place, problem=problem) for problem in unmet(bundle)]
     longest = f"{description.line}_{artifact.built_at:%Y%m%d_%H%M}"
     found += name_faults(longest, place=f"{description.name}/image.toml image.line")
     if found:
         raise InputFault(f"the metadata of '{description.name}' cannot be published", faults=tuple(found))
+    if target.signature:
+        signature_properties(target.signature, artifact.sha512)  # a wrong key is told before anything is sent
     needed_gib = -(-artifact.virtual_size_bytes // GIB)
     if needed_gib > int(metadata(bundle, target)["min_disk"]):
         raise InputFault(
@@ -73,6 +94,41 @@ def _check(bundle: Bundle, target: Target, say: Say) -> None:
         )
     for key in unknown(metadata(bundle, target)):
         say(f"warning: no standard we know of names the property '{key}'")
+
+
+def _only_generic(bundle: Bundle, store: ImageStore, target: Target, images: tuple[StoredImage, ...], say: Say) -> None:
+    """At most one visible public image is the generic one of a distribution, version and architecture.
+
+    A line that is so already goes on, or its users would miss updates because of somebody else's image.
+
+    Raises:
+        InputFault: this line would become the second one.
+    """
+    description = bundle.artifact.recipe.description
+    generic = identity(description)
+    if generic is None or target.visibility != "public":
+        return
+    established = any(image.role == Role.LATEST and not image.hidden for image in images)
+    for rival in rivals(description.line, generic, _alike(store, generic)):
+        whose = f"line '{rival.line}'" if rival.line else "another hand"
+        if rival.owner == store.project_id and not established:
+            raise InputFault(
+                f"'{description.line}' would be a second generic image of {generic}",
+                faults=(Fault(place=f"image {rival.id}", problem=f"'{rival.name}' of {whose} is it already"),),
+                hint="set os_purpose under [metadata] of one of them to another purpose, or hide the old image",
+            )
+        say(f"ALARM: '{rival.name}' ({rival.id}, {whose}, owner {rival.owner}) is generic for {generic} too")
+
+
+def _alike(store: ImageStore, generic: Identity) -> tuple[StoredImage, ...]:
+    return store.shown(
+        {
+            "os_distro": generic.distro,
+            "os_version": generic.version,
+            "architecture": generic.arch,
+            "os_purpose": "generic",
+        }
+    )
 
 
 def _present(images: tuple[StoredImage, ...], artifact: Artifact) -> StoredImage | None:
@@ -137,6 +193,7 @@ def _claim(
             "imgfactory_built_at": artifact.built_at.isoformat(),
             "imgfactory_sha512": artifact.sha512,
             "imgfactory_holder": store.holder,
+            **(signature_properties(target.signature, artifact.sha512) if target.signature else {}),
         }
         try:
             return store.create(image_id, claim)
@@ -159,6 +216,13 @@ def _claim(
 def _is_claim(image: StoredImage, claim: dict[str, object]) -> bool:
     ours = ("imgfactory_holder", "imgfactory_built_at", "imgfactory_sha512")
     return all(image.properties.get(key) == claim[key] for key in ours)
+
+
+def _signed(image: StoredImage, bundle: Bundle, target: Target) -> dict[str, str]:
+    """The platform signature, where a candidate of an earlier run still lacks it."""
+    if target.signature is None or all(key in image.properties for key in SIGNATURE):
+        return {}
+    return signature_properties(target.signature, bundle.artifact.sha512)
 
 
 def _upload(store: ImageStore, image: StoredImage, artifact: Artifact, say: Say) -> float:
@@ -226,7 +290,8 @@ def _describe(
     if "uuid_validity" not in description.metadata:
         said["uuid_validity"] = until
     change = {
-        **wire(said),
+        **wire(with_unknown_bits(said, image.properties, target.otc)),
+        **_signed(image, bundle, target),
         "imgfactory_keep_until": until,
         "imgfactory_built_at": artifact.built_at.isoformat(),
         "imgfactory_holder": store.holder,

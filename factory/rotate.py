@@ -8,8 +8,10 @@ every one of them; plain lists miss ``_latest`` between R3 and R4 only, and that
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from factory.errors import InputFault, LineHeld, StoreError
@@ -27,6 +29,8 @@ from factory.store.line import (
     newest,
     prev_name,
 )
+from factory.store.metadata import differs, wire
+from factory.store.properties import SIGNATURE
 from factory.store.protocol import ImageStore, Say
 from factory.store.recovery import foresee, recover, refuse_if_held
 
@@ -45,7 +49,30 @@ def rotate(release: Release, *, store: ImageStore, now: datetime, say: Say, leas
     line = release.bundle.artifact.recipe.description.line
     images = recover(store, line, now=now, say=say, lease_s=lease_s, keep=release.image_id).images
     planned = plan(images, release.image_id, line=line, policy=release.target.policy)
-    return apply(planned, store, target=release.target, now=now, say=say)
+    done = apply(planned, store, target=release.target, now=now, say=say)
+    return replace(done, differs=_as_meant(release, done, store, say))
+
+
+def _as_meant(release: Release, done: Rotation, store: ImageStore, say: Say) -> tuple[str, ...]:
+    """Compare what the store holds with what was meant; what differs is set once more, and what then differs is told.
+
+    An overlapping request of somebody else may have undone a part of ours (Glance writes whole records back), and a
+    cloud may keep some properties for itself.
+    """
+    image = store.get(release.image_id)
+    if done.latest != release.image_id or image is None:
+        return ()
+    found = differs(image, release.bundle, release.target)
+    mended = {one.key: one.meant for one in found if one.key not in SIGNATURE}
+    if mended:
+        say(f"{done.line}: setting again what does not read as meant: {'; '.join(map(str, found))}")
+        with contextlib.suppress(StoreError):
+            store.patch(image.id, wire(mended))
+        image = store.get(release.image_id)
+        found = differs(image, release.bundle, release.target) if image else found
+    for one in found:
+        say(f"ALARM: {done.line}: image {release.image_id}: {one}")
+    return tuple(map(str, found))
 
 
 def plan(images: Sequence[StoredImage], candidate_id: str, *, line: str, policy: str = "shadow") -> RotationPlan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from factory.describe.places import KeyPath, place
 from factory.describe.schema import FlavorTable, FreshnessTable, OtcTable, SiteFile, TargetTable
@@ -67,8 +68,10 @@ def _otc(read: OtcTable) -> Otc:
 
 
 def _flavor(read: FlavorTable) -> Flavor:
-    plain = read.model_dump()
-    return Flavor(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()})
+    lists: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in read.model_dump().items()
+    }
+    return Flavor(**lists)
 
 
 def _freshness(read: FreshnessTable) -> Freshness:

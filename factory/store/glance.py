@@ -145,6 +145,9 @@ class GlanceStore:
         quoted = ",".join(f'"{name}"' for name in names)
         return _newest_first(image for image in self._settled({"name": f"in:{quoted}"}) if image.name in names)
 
+    def shown(self, properties: Mapping[str, str]) -> tuple[StoredImage, ...]:
+        return _newest_first(iter(self._list(properties, hidden=False).values()))
+
     def get(self, image_id: str) -> StoredImage | None:
         answer = self._send("GET", f"/images/{image_id}", accept=(_OK, _NOT_FOUND))
         return parse(answer.json()) if answer.status_code == _OK else None

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from factory.model import Role, StoredImage
+from factory.store.properties import AGED_PURPOSE
 
 Change = Mapping[str, object]
 
@@ -62,7 +63,8 @@ def purpose(image: StoredImage) -> str:
 
 def aged_purpose(image: StoredImage) -> str:
     """Its ``os_purpose`` at any other time: at most one visible image of a distribution is generic (SCS-0102)."""
-    return "oldgeneric" if purpose(image) == "generic" else purpose(image)
+    aged = image.properties.get("imgfactory_aged_purpose", AGED_PURPOSE)
+    return aged if purpose(image) == "generic" else purpose(image)
 
 
 def as_latest(image: StoredImage) -> Change:

@@ -69,6 +69,10 @@ class MemoryStore:
     def named(self, *names: str) -> tuple[StoredImage, ...]:
         return self._sorted(lambda image: image.name in names and self._sees(image))
 
+    def shown(self, properties: Mapping[str, str]) -> tuple[StoredImage, ...]:
+        wanted = properties.items()
+        return self._sorted(lambda image: not image.hidden and self._sees(image) and wanted <= image.properties.items())
+
     def get(self, image_id: str) -> StoredImage | None:
         image = self.service.images.get(image_id)
         return image if image is not None and self._sees(image) else None

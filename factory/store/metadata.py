@@ -1,125 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an image says about itself in Glance: SCS-0102, hardware and guest properties, and our own keys.
 
-Pure: a bundle and a target in, strings out; and a validator for what descriptions add. Keys and values are those of
+Pure: a bundle and a target in, strings out; :mod:`factory.store.properties` judges them. Keys and values are those of
 the SovereignCloudStack standard SCS-0102 (image metadata) and of Glance's "useful image properties".
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from types import MappingProxyType
 
-from factory.errors import Fault
-from factory.model import Bundle, Description, Retention, Target, utc
+from factory.model import Bundle, Description, Otc, Retention, Role, StoredImage, Target, utc
+from factory.store.properties import AGED_PURPOSE, CAPABILITIES, SIGNATURE
 
 GIB = 1 << 30
-NAME_LONGEST = 128
-"""Cap of the strictest public cloud we know of; Glance itself takes 255."""
-_PROPERTY_LONGEST = 255
+_DATE = r"\d{4}-\d\d-\d\d"
 _REPLACE_FREQUENCY = MappingProxyType({"every-night": "daily", "monthly": "monthly", "on-security": "critical_bug"})
 _INTEGERS = ("min_disk", "min_ram")
-_MIN_RAM_MIB = "512"
+MIN_RAM_MIB = "512"
+GENERIC = "generic"
+GUEST_AGENT = "qemu-guest-agent"
 
-_MANDATORY = [
-    "architecture",
-    "min_disk",
-    "min_ram",
-    "os_distro",
-    "os_version",
-    "os_purpose",
-    "hw_disk_bus",
-    "replace_frequency",
-    "uuid_validity",
-    "provided_until",
-    "image_source",
-    "image_description",
-    "image_build_date",
-    "image_original_user",
-]
-_YES_NO = frozenset({"yes", "no"})
-_TRUE_FALSE = frozenset({"true", "false"})
-_ALLOWED: Mapping[str, frozenset[str]] = MappingProxyType(
-    {
-        "os_purpose": frozenset(["generic", "oldgeneric", "minimal", "k8snode", "gpu", "network", "custom"]),
-        "hw_disk_bus": frozenset(["scsi", "virtio", "ide", "usb", "sata", "fdc", "uml", "xen"]),
-        "hw_scsi_model": frozenset(
-            ["virtio-scsi", "buslogic", "ibmvscsi", "lsilogic", "lsisas1068", "lsisas1078", "vmpvscsi"]
-        ),
-        "replace_frequency": frozenset(["yearly", "quarterly", "monthly", "weekly", "daily", "critical_bug", "never"]),
-        "hw_qemu_guest_agent": _YES_NO,
-        "os_require_quiesce": _YES_NO | _TRUE_FALSE,
-        "hw_rng_model": frozenset({"virtio"}),
-        "hw_firmware_type": frozenset({"bios", "uefi"}),
-        "os_secure_boot": frozenset({"required", "optional", "disabled"}),
-        "hw_vif_multiqueue_enabled": _TRUE_FALSE,
-        "hw_watchdog_action": frozenset(["disabled", "reset", "poweroff", "pause", "none"]),
-        "hw_mem_encryption": _TRUE_FALSE,
-        "hw_pmu": _TRUE_FALSE,
-        "img_config_drive": frozenset({"mandatory", "optional"}),
-        "hypervisor_type": frozenset(["qemu", "kvm", "lxc", "uml", "vmware", "hyperv", "ironic", "xen"]),
-        "license_included": _TRUE_FALSE,
-        "license_required": _TRUE_FALSE,
-        "subscription_included": _TRUE_FALSE,
-        "subscription_required": _TRUE_FALSE,
-    }
-)
-_DATE = r"\d{4}-\d\d-\d\d"
-_SHAPES: Mapping[str, str] = MappingProxyType(
-    {
-        "min_disk": r"[1-9]\d{0,5}",
-        "min_ram": r"\d{1,7}",
-        "os_distro": r"[a-z0-9][a-z0-9._-]*",
-        "architecture": r"[a-z0-9_]+",
-        "uuid_validity": rf"none|last-[1-9]\d*|notice|forever|{_DATE}",
-        "provided_until": rf"none|notice|{_DATE}",
-        "image_build_date": rf"{_DATE}( \d\d:\d\d(:\d\d)?)?",
-        "hotfix_hours": r"\d+",
-        "maintained_until": rf"none|{_DATE}",
-        "hw_video_ram": r"\d+",
-    }
-)
-_FREE = frozenset(
-    [
-        "os_version",
-        "image_source",
-        "image_description",
-        "image_original_user",
-        "patchlevel",
-        "l1_support_contact",
-        "hw_machine_type",
-        "hw_vif_model",
-        "os_type",
-        "os_admin_user",
-        "hw_video_model",
-        "hw_time_hpet",
-        "hw_boot_menu",
-        "os_command_line",
-        "img_signature",
-        "img_signature_hash_method",
-        "img_signature_key_type",
-        "img_signature_certificate_uuid",
-    ]
-)
-_EXCLUSIVE = (("license_included", "license_required"), ("subscription_included", "subscription_required"))
-_OURS_ALONE = ("imgfactory_", "os_glance", "os_hash_", "owner_specified.")
-_RECORD = frozenset(
-    [
-        "id",
-        "name",
-        "status",
-        "size",
-        "checksum",
-        "visibility",
-        "os_hidden",
-        "protected",
-        "tags",
-        "disk_format",
-        "container_format",
-    ]
-)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a user who asks for "Debian 13 for x86_64" gets: at most one image may answer (SCS-0102)."""
+
+    distro: str
+    version: str
+    arch: str
+
+    def __str__(self) -> str:
+        return f"{self.distro} {self.version} on {self.arch}"
+
+
+def identity(description: Description) -> Identity | None:
+    """What a line's latest is the generic image of, or None when it is not generic."""
+    said = {**_identity(description), **description.metadata}
+    if said.get("os_purpose", GENERIC) != GENERIC:
+        return None
+    return Identity(distro=said["os_distro"], version=said["os_version"], arch=said["architecture"])
 
 
 def metadata(bundle: Bundle, target: Target) -> dict[str, str]:
@@ -132,10 +55,15 @@ def metadata(bundle: Bundle, target: Target) -> dict[str, str]:
         **_scs(bundle, description),
         **_hardware(bundle, description),
         **description.metadata,
+        **(otc_properties(description, target.otc) if target.otc else {}),
     }
+    if wanted["hw_disk_bus"] != "scsi" and "hw_scsi_model" not in description.metadata:
+        del wanted["hw_scsi_model"]
+    aged = {} if target.aged_purpose == AGED_PURPOSE else {"imgfactory_aged_purpose": target.aged_purpose}
     return {
         **wanted,
-        "os_purpose": "oldgeneric" if wanted["os_purpose"] == "generic" else wanted["os_purpose"],
+        **aged,
+        "os_purpose": target.aged_purpose if wanted["os_purpose"] == GENERIC else wanted["os_purpose"],
         "imgfactory_purpose": wanted["os_purpose"],
         "imgfactory_line": description.line,
         "imgfactory_build_id": artifact.build_id,
@@ -156,6 +84,73 @@ def tags(bundle: Bundle, target: Target) -> tuple[str, ...]:
 def wire(properties: Mapping[str, str]) -> dict[str, object]:
     """The properties as Glance takes them: minimum disk and memory are its only integers."""
     return {key: int(value) if key in _INTEGERS else value for key, value in properties.items()}
+
+
+def otc_properties(description: Description, otc: Otc) -> dict[str, str]:
+    """The bitmask and the flags of an image's capabilities, and the site's properties for it."""
+    has = [one for one in otc.capabilities if one.name in description.capabilities]
+    mask = {CAPABILITIES: str(sum(1 << one.bit for one in has))} if otc.capabilities else {}
+    flags = {one.flag: "true" for one in has if one.flag}
+    return {**otc.properties, **otc.images.get(description.name, {}), **flags, **mask}
+
+
+def with_unknown_bits(wanted: Mapping[str, str], found: Mapping[str, str], otc: Otc | None) -> dict[str, str]:
+    """The properties to write, with the bits that the cloud has set itself and that the site file does not name."""
+    text = found.get(CAPABILITIES, "")
+    if CAPABILITIES not in wanted or otc is None or not re.fullmatch(r"\d{1,20}", text, re.ASCII):
+        return dict(wanted)
+    known = sum(1 << one.bit for one in otc.capabilities)
+    return {**wanted, CAPABILITIES: str(int(text) & ~known | int(wanted[CAPABILITIES]))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A property of which the store holds something else than was meant."""
+
+    key: str
+    meant: str
+    held: str | None
+
+    def __str__(self) -> str:
+        return f"{self.key} is {'missing' if self.held is None else repr(self.held)}, meant was {self.meant!r}"
+
+
+def differs(image: StoredImage, bundle: Bundle, target: Target) -> tuple[Difference, ...]:
+    """What the store says about the latest image of a line other than was meant."""
+    meant = metadata(bundle, target)
+    if "uuid_validity" not in bundle.artifact.recipe.description.metadata:
+        meant["uuid_validity"] = image.properties.get("imgfactory_keep_until", "")
+    meant |= {"os_purpose": meant["imgfactory_purpose"], "imgfactory_role": Role.LATEST.value}
+    meant = {**with_unknown_bits(meant, image.properties, target.otc), "visibility": target.visibility}
+    held = {**image.properties, "visibility": image.visibility}
+    found = [Difference(key=key, meant=meant[key], held=held.get(key)) for key in sorted(meant)]
+    if target.signature:  # it was made anew for each claim, so only its presence can be compared
+        lacking = [key for key in SIGNATURE if key not in image.properties]
+        found += [Difference(key=key, meant="a signature", held=None) for key in lacking]
+    return tuple(one for one in found if one.held != one.meant)
+
+
+def unmet(bundle: Bundle) -> tuple[str, ...]:
+    """What the description promises of the image and the image does not hold."""
+    description = bundle.artifact.recipe.description
+    installed = {package.name for package in bundle.artifact.packages}
+    if description.metadata.get("hw_qemu_guest_agent") == "yes" and GUEST_AGENT not in installed:
+        return (f"hw_qemu_guest_agent is 'yes', but {GUEST_AGENT} is not in the image",)
+    return ()
+
+
+def rivals(line: str, generic: Identity, images: Iterable[StoredImage]) -> tuple[StoredImage, ...]:
+    """Visible public images of other lines, or of others, that are generic for the same thing."""
+    wanted = {"os_distro": generic.distro, "os_version": generic.version, "architecture": generic.arch}
+    return tuple(
+        image
+        for image in images
+        if not image.hidden
+        and image.visibility == "public"
+        and image.line != line
+        and image.properties.get("os_purpose") == GENERIC
+        and all(image.properties.get(key) == value for key, value in wanted.items())
+    )
 
 
 def keep_until(built_at: datetime, retention: Retention, *, first_of_month: bool) -> date:
@@ -183,71 +178,19 @@ def promise(built_at: datetime, retention: Retention, *, first_of_month: bool, a
     return max(until, advertised) if re.fullmatch(_DATE, advertised) else until
 
 
-def faults(properties: Mapping[str, str], *, place: str, complete: bool = True) -> tuple[Fault, ...]:
-    """Everything that is wrong with a set of properties.
-
-    Args:
-        place: where the reader has to look, such as ``image.toml [metadata]``.
-        complete: also demand the mandatory keys (not for the part that a description adds).
-    """
-    found = [_fault(place, key, value) for key, value in sorted(properties.items())]
-    if complete:
-        missing = (key for key in _MANDATORY if key not in properties)
-        found += [Fault(place=f"{place} {key}", problem="is missing", cure="SCS-0102 demands it") for key in missing]
-    for included, required in _EXCLUSIVE:
-        if properties.get(included) == properties.get(required) == "true":
-            found.append(Fault(place=f"{place} {included}", problem=f"and {required} exclude each other"))
-    return tuple(fault for fault in found if fault is not None)
-
-
-def reserved(properties: Mapping[str, str], *, place: str) -> tuple[Fault, ...]:
-    """Keys that a description may not set: the factory's own and Glance's."""
-    keys = [key for key in sorted(properties) if key in _RECORD or key.startswith(_OURS_ALONE)]
-    return tuple(Fault(place=f"{place} {key}", problem="is set by the factory or by Glance") for key in keys)
-
-
-def unknown(properties: Mapping[str, str]) -> tuple[str, ...]:
-    """Keys that no standard we know of names: a warning, as clouds may have their own."""
-    known = {*_MANDATORY, *_ALLOWED, *_SHAPES, *_FREE}
-    return tuple(key for key in sorted(properties) if key not in known and not key.startswith(("imgfactory_", "__")))
-
-
-def name_faults(name: str, *, place: str) -> tuple[Fault, ...]:
-    """What is wrong with an image name, if anything."""
-    found = []
-    if len(name) > NAME_LONGEST:
-        found.append(f"'{name}' has {len(name)} characters, at most {NAME_LONGEST} are portable")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        found.append(f"'{name}' has other characters than letters, digits, '-', '.' and '_'")
-    return tuple(Fault(place=place, problem=problem) for problem in found)
-
-
-def _fault(place: str, key: str, value: object) -> Fault | None:
-    where = f"{place} {key}"
-    if not isinstance(value, str):
-        return Fault(place=where, problem=f"is not a string: {value!r}", cure=f'"{value}"')
-    if len(key) > _PROPERTY_LONGEST:
-        return Fault(place=where[:80], problem=f"the key is longer than {_PROPERTY_LONGEST} characters")
-    if not value.isprintable():
-        return Fault(place=where, problem="has line breaks or control characters")
-    if key in _ALLOWED and value not in _ALLOWED[key]:
-        return Fault(place=where, problem=f"'{value}' is no value of it", cure=", ".join(sorted(_ALLOWED[key])))
-    if key in _SHAPES and not re.fullmatch(_SHAPES[key], value, re.ASCII):
-        return Fault(place=where, problem=f"'{value}' does not look like it", cure=_SHAPES[key])
-    return None
+def _identity(description: Description) -> dict[str, str]:
+    distro, version, *_ = (*description.registration.product.split("/"), "", "")
+    return {"os_distro": distro, "os_version": version, "architecture": description.arch}
 
 
 def _scs(bundle: Bundle, description: Description) -> dict[str, str]:
-    distro, version, *_ = (*description.registration.product.split("/"), "", "")
     snapshot = utc(bundle.artifact.epoch)
     years_kept = keep_until(bundle.artifact.built_at, description.retention, first_of_month=False)
     return {
-        "architecture": description.arch,
+        **_identity(description),
         "min_disk": str(description.disk.min_gib),
-        "min_ram": _MIN_RAM_MIB,
-        "os_distro": distro,
-        "os_version": version,
-        "os_purpose": "generic",
+        "min_ram": MIN_RAM_MIB,
+        "os_purpose": GENERIC,
         "replace_frequency": _REPLACE_FREQUENCY.get(description.publish, "never"),
         "uuid_validity": years_kept.isoformat(),
         "provided_until": "none",
@@ -267,7 +210,7 @@ def _hardware(bundle: Bundle, description: Description) -> dict[str, str]:
         "hw_rng_model": "virtio",
         "hw_vif_model": "virtio",
         "hw_firmware_type": description.disk.firmware,
-        "hw_qemu_guest_agent": "yes" if "qemu-guest-agent" in installed else "no",
+        "hw_qemu_guest_agent": "yes" if GUEST_AGENT in installed else "no",
         "os_type": "linux",
         "os_admin_user": description.login_user,
     }

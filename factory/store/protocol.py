@@ -50,6 +50,9 @@ class ImageStore(Protocol):
     def named(self, *names: str) -> tuple[StoredImage, ...]:
         """Every image that we can see under these names, whoever owns it: to report it, never to act on it."""
 
+    def shown(self, properties: Mapping[str, str]) -> tuple[StoredImage, ...]:
+        """Every image that lists show us and that has all these properties, whoever owns it: to compare with."""
+
     def create(self, image_id: str, attributes: Mapping[str, object]) -> StoredImage:
         """Make a record without bytes; of several callers with one id exactly one succeeds.
 

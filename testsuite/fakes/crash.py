@@ -44,6 +44,9 @@ class CrashingStore:
     def named(self, *names: str) -> tuple[StoredImage, ...]:
         return self._store.named(*names)
 
+    def shown(self, properties: Mapping[str, str]) -> tuple[StoredImage, ...]:
+        return self._store.shown(properties)
+
     def get(self, image_id: str) -> StoredImage | None:
         return self._store.get(image_id)
 

@@ -14,7 +14,8 @@ from factory.errors import InputFault
 from factory.model import Bundle, Description, Disk, Retention, Target
 from factory.publish import publish
 from factory.store.memory import MemoryGlance, MemoryStore
-from factory.store.metadata import faults, keep_until, metadata, name_faults, reserved, tags, unknown, wire
+from factory.store.metadata import keep_until, metadata, tags, wire
+from factory.store.properties import faults, name_faults, reserved, unknown
 from testsuite.fakes.bundles import BUILT, make_bundle, with_description
 
 GOLDEN = Path(__file__).parent / "golden" / "Standard_Debian_13.metadata.json"
