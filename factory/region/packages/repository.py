@@ -141,6 +141,10 @@ def release_text(indexes: Sequence[_Index], *, origin: str, date: datetime) -> s
 def _is_current(suite: Path, indexes: Sequence[_Index], signer: PackageSigner) -> bool:
     """Whether the signed list there names exactly these indexes, and its signature is of this key."""
     release = suite / "Release"
+    for index in indexes:
+        for path in (suite / index.path, _by_hash(suite, index)):
+            if not path.is_file() or path.read_bytes() != index.content:
+                return False
     if not ((suite / "InRelease").is_file() and signer.verifies(release, suite / "Release.gpg")):
         return False
     text = release.read_text()
@@ -149,10 +153,13 @@ def _is_current(suite: Path, indexes: Sequence[_Index], signer: PackageSigner) -
     return text.endswith(f"SHA256:\n{listed}") and text in inline
 
 
+def _by_hash(suite: Path, index: _Index) -> Path:
+    return (suite / index.path).parent / "by-hash" / "SHA256" / index.sha256
+
+
 def _write_indexes(suite: Path, indexes: Sequence[_Index]) -> None:
     for index in indexes:
-        path = suite / index.path
-        write_whole(path.parent / "by-hash" / "SHA256" / index.sha256, index.content)
+        write_whole(_by_hash(suite, index), index.content)
     for index in indexes:
         write_whole(suite / index.path, index.content)
 
@@ -165,7 +172,6 @@ def write_rpm_repository(
     zypper and dnf find the key beside the signed list, as ``repomd.xml.key``. When nothing changed, nothing is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    changed = False
     added = []
     for rpm in rpms:
         target = folder / rpm.name
@@ -173,12 +179,18 @@ def write_rpm_repository(
             with appearing(target) as partial:
                 shutil.copyfile(rpm, partial)
                 sign_rpm(partial, signer)
-            changed = True
         added.append(target)
     listed = folder / "repodata" / "repomd.xml"
-    if changed or not signer.verifies(listed, listed.with_name("repomd.xml.asc")):
+    if not (_lists_all(folder) and signer.verifies(listed, listed.with_name("repomd.xml.asc"))):
         _write_rpm_indexes(folder, signer, now=now)
     return tuple(added)
+
+
+def _lists_all(folder: Path) -> bool:
+    """Whether the index that is there names the bytes of every package in the folder."""
+    primary = next((folder / "repodata").glob("*-primary.xml.gz"), None)
+    text = gzip.decompress(primary.read_bytes()).decode() if primary else ""
+    return bool(text) and all(sha256_file(package) in text for package in folder.glob("*.rpm"))
 
 
 def _write_rpm_indexes(folder: Path, signer: PackageSigner, *, now: datetime) -> None:
