@@ -258,12 +258,25 @@ class Notify:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VendorMirror:
+    """Where one image's builds read one repository: ``user`` and ``password`` are references (``env:``, ``file:``)."""
+
+    url: str
+    user: str = ""
+    password: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """``site.toml``, validated; every part is optional. ``path`` is the file, or None when there is none."""
+    """``site.toml``, validated; every part is optional. ``path`` is the file, or None when there is none.
+
+    ``repositories`` maps an image and an alias to the mirror that only this image's builds read.
+    """
 
     path: Path | None = None
     mirrors: Mapping[str, str] = field(default_factory=dict)
     update_repositories: Mapping[str, str] = field(default_factory=dict)
+    repositories: Mapping[str, Mapping[str, VendorMirror]] = field(default_factory=dict)
     regions: tuple[Region, ...] = ()
     region_client: RegionClient = field(default_factory=RegionClient)
     targets: tuple[Target, ...] = (Target(),)

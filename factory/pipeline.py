@@ -31,6 +31,7 @@ from factory.store.directory import publish_directory
 from factory.store.protocol import ImageStore
 from factory.system.files import remove
 from factory.system.lock import exclusive
+from factory.system.secrets import Login
 from factory.system.state import Run
 from factory.verify import verify
 
@@ -117,9 +118,10 @@ def start(
     """
     earlier = tuple(run for run in here.state.runs_of(image) if run.has("build"))
     line = Line(run=here.state.new_run(image, now()), here=here, ledger=ledger, now=now, say=say)
+    logins = here.logins(image)
     recipe = line.describe()
     for run in earlier[:1]:
-        if not same_inputs(run, recipe):
+        if not same_inputs(run, recipe, logins):
             break
         finished = run.has("rotate") or (run.has("publish") and not run.read("publish", Publication).releases)
         if finished and not force:
@@ -132,11 +134,11 @@ def start(
     return line
 
 
-def same_inputs(run: Run, recipe: Recipe) -> bool:
+def same_inputs(run: Run, recipe: Recipe, logins: Mapping[str, Login]) -> bool:
     """Whether an earlier run was of this recipe and of the package indexes that the mirrors still serve."""
     if run.read("describe", Recipe).digest != recipe.digest:
         return False
-    return not indexes_changed(run.read("build", Artifact).lock, recipe.mirrors)
+    return not indexes_changed(run.read("build", Artifact).lock, recipe.mirrors, logins=logins)
 
 
 def is_red(run: Run) -> bool:
@@ -175,7 +177,14 @@ class Line:
         return self.stage(
             "build",
             Artifact,
-            lambda: build(recipe, run=self.run, state=self.here.state, say=self.saying("build"), now=self.now()),
+            lambda: build(
+                recipe,
+                run=self.run,
+                state=self.here.state,
+                say=self.saying("build"),
+                now=self.now(),
+                logins=self.here.logins(self.run.image),
+            ),
         )
 
     def verify(self, artifact: Artifact) -> Verdict:

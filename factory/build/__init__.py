@@ -9,7 +9,7 @@ compresses once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,10 +28,12 @@ from factory.errors import BuildError, CommandFailed, InputsError
 from factory.inputs.lock import write_lock
 from factory.inputs.recorder import Origin, Recorder
 from factory.inputs.server import serve
+from factory.inputs.upstream import Upstream
 from factory.model import Artifact, Package, Recipe
 from factory.system.files import digests, sha256_file, write_whole
 from factory.system.namespaces import network_namespace
 from factory.system.run import run as run_program
+from factory.system.secrets import Login
 from factory.system.state import Run, State
 
 Say = Callable[[str], None]
@@ -39,8 +41,13 @@ _GIB = 1 << 30
 _DISK = TARGET / "disk.raw"
 
 
-def build(recipe: Recipe, *, run: Run, state: State, say: Say, now: datetime) -> Artifact:
+def build(
+    recipe: Recipe, *, run: Run, state: State, say: Say, now: datetime, logins: Mapping[str, Login] | None = None
+) -> Artifact:
     """Build ``recipe`` in ``run``.
+
+    Args:
+        logins: credentials by a mirror's address; they stay in the inputs server, outside the box.
 
     Raises:
         BuildError: names the package, command or space at fault and the log.
@@ -48,7 +55,7 @@ def build(recipe: Recipe, *, run: Run, state: State, say: Say, now: datetime) ->
     """
     clean_leftovers([state.runs, *state.runs.glob("*")], say)
     clock = _Clock()
-    recorder = Recorder(origins=_origins(recipe), blobs=state.blobs, now=now)
+    recorder = Recorder(origins=_origins(recipe), blobs=state.blobs, now=now, upstream=Upstream(logins=logins))
     with clock.measures("indexes"):
         recorder.read_indexes(recipe.repositories)
     marks = identity(recipe.description.name, recorder.epoch)

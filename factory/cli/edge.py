@@ -92,7 +92,12 @@ def installation() -> Installation:
         raise InputFault(
             f"there is no 'descriptions' folder in '{project}'", hint="go to the clone, or use --project DIR"
         )
-    return Installation(project=project, state=State(path=state_folder()).prepare(), site=load_site(site_file()))
+    return Installation(
+        project=project,
+        state=State(path=state_folder()).prepare(),
+        site=load_site(site_file()),
+        environment=dict(os.environ),
+    )
 
 
 def state_folder() -> Path:

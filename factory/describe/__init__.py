@@ -33,7 +33,7 @@ from factory.describe.checkout import checkout
 from factory.describe.host_apt import host_repositories
 from factory.describe.kiwi_xml import build_suites, config_faults, parse, read_config
 from factory.describe.load import DESCRIPTIONS, images, load_description, load_site
-from factory.describe.repositories import Sources, address, sources
+from factory.describe.repositories import Sources, address, mirror, sources
 from factory.describe.resolve import made_later, overlay_files, write_tree
 from factory.errors import Fault, InputFault
 from factory.model import Description, Recipe, Region, Site
@@ -122,9 +122,9 @@ def build_sources(project: Path, image: str, *, site: Site) -> Iterator[tuple[st
     """What a build of the image reads: (alias, address, suite); an empty address when nobody names one."""
     host = host_repositories()
     for repository in load_description(project, image).update_repositories:
-        mirror = site.mirrors.get(repository.alias) or address(repository, site, host)
+        read_from = mirror(image, repository.alias, site) or address(repository, site, host)
         for suite in repository.suites:
-            yield repository.alias, mirror, suite
+            yield repository.alias, read_from, suite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,3 +165,13 @@ def unused(site: Site, descriptions: Mapping[str, Description]) -> Iterator[Faul
                     problem="is an alias that no image knows",
                     cure=f"known: {', '.join(sorted(known))}",
                 )
+    for image, mirrors in site.repositories.items():
+        described = descriptions.get(image)
+        own = {one.alias for one in described.update_repositories} if described else set()
+        for alias in mirrors:
+            if alias not in own:
+                yield Fault(
+                    place=f"{shown} repositories.{image}.{alias}",
+                    problem="is an alias that this image does not know" if described else "there is no such image",
+                    cure=f"known: {', '.join(sorted(own if described else descriptions))}",
+                )

@@ -23,6 +23,7 @@ from factory.model import (
     Server,
     Signing,
     Site,
+    VendorMirror,
 )
 
 DESCRIPTIONS = "descriptions"
@@ -118,6 +119,10 @@ def load_site(path: Path | None, *, pems_exist: bool = True) -> Site:
         path=path,
         mirrors=dict(read.mirrors),
         update_repositories=dict(read.update_repositories),
+        repositories={
+            image: {alias: VendorMirror(**table.model_dump(exclude_none=True)) for alias, table in tables.items()}
+            for image, tables in read.repositories.items()
+        },
         regions=tuple(_region(region, path.parent) for region in read.region),
         region_client=RegionClient(**read.region_client.model_dump()),
         targets=targets(read, path.parent),

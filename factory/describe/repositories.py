@@ -10,6 +10,7 @@ from pathlib import Path
 from factory.describe.host_apt import AptSource, host_keyring, host_repositories
 from factory.errors import Fault, InputFault
 from factory.model import Description, Repository, Site
+from factory.system.secrets import Login, Secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ def sources(description: Description, site: Site, *, root: Path = Path("/")) -> 
     """Find an address and a keyring for every repository of a description.
 
     An address is, in this order: the site's, the description's, the one of the host's own apt. The build reads from
-    ``[mirrors]`` where the site names one, else from the same address.
+    ``[repositories.IMAGE]``, else from ``[mirrors]`` where the site names one, else from the same address.
 
     Raises:
         InputFault: a repository without an address, or a keyring that this host does not have.
@@ -39,7 +40,7 @@ def sources(description: Description, site: Site, *, root: Path = Path("/")) -> 
         raise InputFault(f"image '{description.name}' cannot get its packages", faults=tuple(faults))
     return Sources(
         repositories=tuple(replace(one, url=url) for one, url in found),
-        mirrors={one.alias: site.mirrors.get(one.alias, url) for one, url in found},
+        mirrors={one.alias: mirror(description.name, one.alias, site) or url for one, url in found},
         keyrings={alias: path for alias, path in keyrings.items() if path is not None},
     )
 
@@ -48,6 +49,37 @@ def address(repository: Repository, site: Site, host: Mapping[str, AptSource]) -
     """The address that the image carries for this repository; empty when nobody names one."""
     named = site.update_repositories.get(repository.alias) or repository.url
     return named or (host[repository.alias].url if repository.alias in host else "")
+
+
+def mirror(image: str, alias: str, site: Site) -> str:
+    """Where builds of an image read a repository, when the site says so: its own mirror before everybody's."""
+    own = site.repositories.get(image, {}).get(alias)
+    return own.url if own is not None else site.mirrors.get(alias, "")
+
+
+def logins(image: str, site: Site, secrets: Secrets) -> dict[str, Login]:
+    """The credentials for an image's own mirrors, by the mirror's address; read now, and never to be written.
+
+    Raises:
+        InputFault: a reference leads nowhere; every fault at once.
+    """
+    found: dict[str, Login] = {}
+    faults: list[Fault] = []
+    shown = site.path.name if site.path else "site.toml"
+    for alias, one in site.repositories.get(image, {}).items():
+        if not one.user:
+            continue
+        read: list[str] = []
+        for key, reference in (("user", one.user), ("password", one.password)):
+            try:
+                read.append(secrets.read(reference, place=f"{shown} repositories.{image}.{alias}.{key}"))
+            except InputFault as unread:
+                faults += unread.faults
+        if len(read) == len(("user", "password")):
+            found[one.url] = Login(user=read[0], password=read[1])
+    if faults:
+        raise InputFault("secrets that the site file refers to cannot be read", faults=tuple(faults))
+    return found
 
 
 def keyring(repository: Repository, host: Mapping[str, AptSource], root: Path) -> Path | None:

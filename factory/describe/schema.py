@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+from factory.system.secrets import REFERENCE
 
 _ADDRESS = re.compile(r"https?://[^\s/?#\"'<>\\]+(/[^\s?#\"'<>\\]*)?")
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
@@ -63,6 +65,7 @@ Text = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_one_l
 Alias = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 Suite = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 Component = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+ImageName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=63)]
 ImagePath = Annotated[str, AfterValidator(_image_path)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Property = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*$", max_length=255)]
@@ -86,7 +89,7 @@ class Closed(BaseModel):
 class ImageTable(Closed):
     """``[image]``."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=63)]
+    name: ImageName
     line: Name
     builder: Literal["kiwi"] = "kiwi"
     arch: Literal["x86_64"] = "x86_64"
@@ -306,11 +309,34 @@ class NotifyTable(Closed):
     webhook: WebAddress | Literal[""] = ""
 
 
+def _reference(text: str) -> str:
+    if not REFERENCE.fullmatch(text):
+        raise ValueError("is not a reference: write 'env:NAME' or 'file:PATH', never the secret itself")
+    return text
+
+
+class VendorMirrorTable(Closed):
+    """``[repositories.IMAGE.ALIAS]``."""
+
+    url: WebAddress
+    user: Annotated[Text, AfterValidator(_reference)] | None = None
+    password: Annotated[Text, AfterValidator(_reference)] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.user is None) != (self.password is None):
+            raise ValueError("names only one of user and password")
+        if self.user is not None and not self.url.startswith("https:"):
+            raise ValueError("would send its password in plain text: use an https address")
+        return self
+
+
 class SiteFile(Closed):
     """``site.toml``."""
 
     mirrors: dict[Alias, WebAddress] = {}
     update_repositories: dict[Alias, WebAddress] = {}
+    repositories: dict[ImageName, dict[Alias, VendorMirrorTable]] = {}
     region: list[RegionTable] = []
     region_client: RegionClientTable = RegionClientTable()
     target: list[TargetTable] = []

@@ -3,31 +3,39 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from factory.errors import InputsError
+from factory.system.secrets import Login
 
 _TIMEOUT_S = 60.0
 _ATTEMPTS = 3
 _HOPS = 5
 _MOVED = frozenset({301, 302, 303, 307, 308})
+_UNAUTHORIZED = 401
 _SERVER_FAULT = 500
 _CHUNK_BYTES = 1 << 18
 _HEADERS = {"User-Agent": "image-factory", "Accept-Encoding": "identity"}
 
 
 class Upstream:
-    """A client for mirrors. Connections belong to the thread that made them."""
+    """A client for mirrors. Connections belong to the thread that made them.
 
-    def __init__(self, *, pause_s: float = 1.0) -> None:
+    Args:
+        logins: credentials by a mirror's address; sent to addresses below it and, after a redirect, to no other.
+    """
+
+    def __init__(self, *, pause_s: float = 1.0, logins: Mapping[str, Login] | None = None) -> None:
         self._local = threading.local()
         self._pause_s = pause_s
+        self._logins = dict(logins or {})
         self._tls = ssl.create_default_context()
 
     @contextlib.contextmanager
@@ -37,10 +45,14 @@ class Upstream:
         A body that ends early raises while it is read.
 
         Raises:
-            InputsError: no answer after several attempts, an error of the server, or a redirect we do not follow.
+            InputsError: no answer after several attempts, an error of the server, a redirect we do not follow, or
+                credentials that the mirror does not take.
         """
         for _ in range(_HOPS):
             answer = self._ask(address)
+            if answer.status == _UNAUTHORIZED:
+                self._drop(urlsplit(address))
+                raise self._no_entry(address)
             if answer.status not in _MOVED:
                 yield answer.status, self._body(answer, address)
                 if not answer.isclosed():
@@ -58,7 +70,8 @@ class Upstream:
                 time.sleep(self._pause_s * attempt)
             try:
                 connection = self._connection(parts)
-                connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), headers=_HEADERS)
+                target = parts.path + (f"?{parts.query}" if parts.query else "")
+                connection.request("GET", target, headers={**_HEADERS, **self._authorization(address)})
                 answer = connection.getresponse()
             except (http.client.HTTPException, OSError) as away:
                 self._drop(parts)
@@ -72,6 +85,21 @@ class Upstream:
             f"the mirror '{parts.netloc}' does not answer",
             facts=(("address", address), ("said", said[:300]), ("tried", f"{_ATTEMPTS} times")),
             hint="check the network and [mirrors] in site.toml",
+        )
+
+    def _authorization(self, address: str) -> dict[str, str]:
+        for below, login in self._logins.items():
+            if address.startswith(f"{below.rstrip('/')}/"):
+                both = base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
+                return {"Authorization": f"Basic {both}"}
+        return {}
+
+    def _no_entry(self, address: str) -> InputsError:
+        tried = "the credentials given" if self._authorization(address) else "anybody without credentials"
+        return InputsError(
+            f"the mirror '{urlsplit(address).netloc}' does not let {tried} in",
+            facts=(("address", address),),
+            hint="check user and password of this mirror under [repositories.IMAGE] in site.toml",
         )
 
     def _body(self, answer: http.client.HTTPResponse, address: str) -> Iterator[bytes]:
