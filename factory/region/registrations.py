@@ -276,20 +276,18 @@ class Registrations:
     def take(self, told: SharedSystem) -> None:
         """Keep what a peer told of a system; it is not told to others."""
         with self._changing.begin() as session:
-            system = _same_system(session, told)
-            if system is None:
-                system = _System(uid=uuid.uuid4().hex, login=told.login, password=told.password)
-                session.add(system)
-            if told.uid and session.scalar(select(_System.id).where(_System.uid == told.uid)) is None:
+            known = _same_system(session, told)
+            uid_is_free = bool(told.uid) and session.scalar(select(_System.id).where(_System.uid == told.uid)) is None
+            system = known or _System(uid=uuid.uuid4().hex, login=told.login)
+            if uid_is_free:
                 system.uid = told.uid
-            system.token, system.hostname, system.instance_data = told.token, told.hostname, told.instance_data
-            system.password = told.password
-            system.mode, system.regcode = told.mode, told.regcode
+            system.password, system.token, system.hostname = told.password, told.token, told.hostname
+            system.instance_data, system.mode, system.regcode = told.instance_data, told.mode, told.regcode
             system.registered_at = told.registered_at
             system.last_seen_at = max(filter(None, (told.last_seen_at, system.last_seen_at)), default=None)
+            session.add(system)
+            system.activations.clear()
             session.flush()
-            session.execute(delete(_Activation).where(_Activation.system_id == system.id))
-            session.expire(system, ["activations"])
             for product, created_at in dict(told.activations).items():
                 system.activations.append(_Activation(product=product, created_at=created_at))
 

@@ -122,7 +122,7 @@ def _folder(root: Path) -> OpenFile:
         try:
             found = (root / name).resolve(strict=True)
             inside = found.is_relative_to(root.resolve(strict=True)) and found.is_file()
-        except (OSError, ValueError):  # absent, a loop of links, a name too long
+        except (OSError, ValueError, RuntimeError):  # absent, a name too long, no name; a loop of links (Python 3.11)
             return None
         return found if inside else None
 

@@ -184,16 +184,28 @@ class Sender:
         self._log = log
         self._registrations = registrations
         self._ids = {product.triple: product.id for product in products}
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
         try:
             self._tls = ssl.create_default_context(cafile=settings.ca_path or None)
         except (OSError, ssl.SSLError) as wrong:
             raise InputFault(f"'{settings.ca_path}' holds no CA certificates", hint=str(wrong)) from wrong
 
     def start(self) -> None:
-        """Send from threads of this process, after every change and once an interval, until it ends."""
+        """Send from threads of this process, after every change and once an interval, until it ends or :meth:`stop`."""
         self._log.sweep()
         for peer in self._log.peers:
-            threading.Thread(target=self._forever, args=(peer,), name=f"peer {peer}", daemon=True).start()
+            thread = threading.Thread(target=self._forever, args=(peer,), name=f"peer {peer}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._stopping.set()
+        for event in self._log.changed.values():
+            event.set()
+        for thread in self._threads:
+            thread.join()
 
     def drain(self, peer: str) -> int:
         """Send this peer everything it has not heard of; returns how many logins it took.
@@ -220,14 +232,14 @@ class Sender:
         return sent
 
     def _forever(self, peer: str) -> None:
-        while True:
+        while not self._stopping.is_set():
             self._log.changed[peer].clear()
             try:
                 if count := self.drain(peer):
                     _log.info("told %s of %d registrations", peer, count)
             except PeerSilent as silent:
                 _log.warning("%s", silent.message)
-                time.sleep(self._settings.interval_s)
+                self._stopping.wait(self._settings.interval_s)
                 continue
             except Exception:  # noqa: BLE001 - the thread must go on, whatever it was
                 _log.exception("cannot tell %s of registrations", peer)
