@@ -44,7 +44,7 @@ def examine_pems(
         notes.skip((8, 9), "metadata_server replaces the region servers")
         return
     location, servers = option(read, "server", "certlocation"), option(read, "server", "regionsrv")
-    if location is None or servers is None or not location.value.startswith("/"):
+    if location is None or servers is None or not servers.value or not location.value.startswith("/"):
         notes.skip((8, 9), "the configuration names no region server, or no absolute certLocation")
         return
     notes.look(8, 9)
@@ -186,7 +186,7 @@ def _times(
                 why="programs that read only the first certificate refuse the old server, which still answers",
                 cure="during a renewal the old one comes first",
             )
-        if new.not_valid_before_utc > old.not_valid_after_utc:
+        if new.not_valid_before_utc > max(old.not_valid_after_utc, now):
             notes.error(
                 9,
                 places[-1],
@@ -202,7 +202,7 @@ def _times(
             why="only the second certificate still works",
             cure="end the renewal: leave the new certificate alone in the file",
         )
-    newest, at = found[-1], places[-1]
+    newest, at = max(zip(found, places, strict=True), key=lambda one: one[0].not_valid_after_utc)
     if newest.not_valid_before_utc > now and (len(found) == 1 or found[0].not_valid_after_utc <= now):
         notes.error(
             9,

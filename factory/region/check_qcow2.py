@@ -61,8 +61,9 @@ def _root_in(raw: Path, scratch: Path, shown: Path) -> Ext4Root:
         offsets = [int(one["start"]) * int(table.get("sectorsize", 512)) for one in table.get("partitions", ())]
     for offset in offsets:
         root = Ext4Root(f"{raw}?offset={offset}", scratch)
-        if root.entry("etc") is not None and root.entry("usr") is not None:
-            return root
+        with contextlib.suppress(CommandFailed):  # no ext file system there
+            if root.entry("etc") is not None and root.entry("usr") is not None:
+                return root
     raise NotGood(
         f"'{shown.name}' has no root file system that can be read without mounting",
         facts=(("partitions", str(len(offsets))), ("readable", "ext2, ext3, ext4")),
