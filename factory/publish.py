@@ -109,15 +109,20 @@ def _only_generic(bundle: Bundle, store: ImageStore, target: Target, images: tup
     if generic is None or target.visibility != "public":
         return
     established = any(image.role == Role.LATEST and not image.hidden for image in images)
-    for rival in rivals(description.line, generic, _alike(store, generic)):
+    found = rivals(description.line, generic, _alike(store, generic))
+    ours = [rival for rival in found if rival.owner == store.project_id]
+    for rival in ours:
         whose = f"line '{rival.line}'" if rival.line else "another hand"
-        if rival.owner == store.project_id and not established:
+        if not established:
             raise InputFault(
                 f"'{description.line}' would be a second generic image of {generic}",
                 faults=(Fault(place=f"image {rival.id}", problem=f"'{rival.name}' of {whose} is it already"),),
                 hint="set os_purpose under [metadata] of one of them to another purpose, or hide the old image",
             )
-        say(f"ALARM: '{rival.name}' ({rival.id}, {whose}, owner {rival.owner}) is generic for {generic} too")
+        say(f"ALARM: '{rival.name}' ({rival.id}, {whose}) is generic for {generic} too")
+    if others := len(found) - len(ours):
+        first = next(rival for rival in found if rival not in ours)
+        say(f"warning: {others} public image(s) of others are generic for {generic} too, such as {first.id}")
 
 
 def _alike(store: ImageStore, generic: Identity) -> tuple[StoredImage, ...]:

@@ -23,7 +23,7 @@ from factory.cli.edge import (
     saying,
     table,
 )
-from factory.errors import FactoryError
+from factory.errors import FactoryError, InputFault
 
 if TYPE_CHECKING:
     from factory.model import Step
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 @app.command("list")
 def list_images(as_json: Json = False) -> None:
     """The images there are, and how each last went."""
-    from factory.describe import images, load_description
+    from factory.describe import generic_twice, images, load_description
 
     here = installation()
+    if twice := generic_twice(here.project):
+        raise InputFault("of these images only one of each pair can be generic", faults=twice)
     rows = []
     for name in images(here.project):
         description = load_description(here.project, name)

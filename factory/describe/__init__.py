@@ -32,7 +32,7 @@ from factory.describe.check import (
 from factory.describe.checkout import checkout
 from factory.describe.host_apt import host_repositories
 from factory.describe.kiwi_xml import build_suites, config_faults, parse, read_config
-from factory.describe.load import DESCRIPTIONS, images, load_description, load_site
+from factory.describe.load import DESCRIPTIONS, generic_twice, images, load_description, load_site
 from factory.describe.repositories import Sources, address, mirror, sources
 from factory.describe.resolve import made_later, overlay_files, write_tree
 from factory.errors import Fault, InputFault
@@ -43,7 +43,16 @@ from factory.region.config import for_image
 from factory.system.files import appearing, tree_digest
 from factory.system.state import Run
 
-__all__ = ["build_sources", "check_image", "describe", "examine_image", "images", "load_description", "load_site"]
+__all__ = [
+    "build_sources",
+    "check_image",
+    "describe",
+    "examine_image",
+    "generic_twice",
+    "images",
+    "load_description",
+    "load_site",
+]
 
 
 def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ...], run: Run, now: datetime) -> Recipe:
@@ -154,6 +163,7 @@ def _resolve(
     except InputFault as wrong:
         wrong_parts += wrong.faults
     known = {name: _quietly(project, name) for name in images(project)}
+    wrong_parts += generic_twice(project, image)
     wrong_parts += unused(site, {name: one for name, one in known.items() if one is not None})
     wrong_parts += region_faults(description, site, regions, now=now) if judge else ()
     if wrong_parts or found is None:

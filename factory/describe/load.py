@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from factory.describe.metadata import generic_faults, metadata_faults
 from factory.describe.places import count, key_lines, place, read_toml
 from factory.describe.schema import ImageFile, RegionTable, ServerTable, SiteFile
 from factory.describe.site_tables import flavors, freshness, table_faults, targets
@@ -57,7 +58,28 @@ def load_description(project: Path, image: str) -> Description:
         where = place(shown, key_lines(path.read_text()), ("image", "name"))
         fault = Fault(place=where, problem=f"is '{read.image.name}'", cure=f"the folder is called '{image}'")
         raise InputFault(f"'{shown}' has 1 fault", faults=(fault,))
-    return _description(read)
+    description = _description(read)
+    wrong = tuple(metadata_faults(shown, description, key_lines(path.read_text())))
+    if wrong:
+        raise InputFault(f"'{shown}' has {count(len(wrong), 'fault')}", faults=wrong)
+    return description
+
+
+def generic_twice(project: Path, image: str = "") -> tuple[Fault, ...]:
+    """Pairs of descriptions of which only one may be generic; a description with faults of its own is left out.
+
+    Args:
+        image: only the pairs that this one is in.
+    """
+    found = {}
+    for name in images(project):
+        shown = f"{DESCRIPTIONS}/{name}/{IMAGE_FILE}"
+        try:
+            found[name] = (shown, load_description(project, name), key_lines((project / shown).read_text()))
+        except (InputFault, OSError):
+            continue
+    own = f"{DESCRIPTIONS}/{image}/{IMAGE_FILE}:" if image else ""
+    return tuple(fault for fault in generic_faults(found) if own in f"{fault.place} {fault.problem}")
 
 
 def _description(read: ImageFile) -> Description:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.describe.load import images, load_description, load_site
+from factory.describe.load import generic_twice, images, load_description, load_site
 from factory.describe.places import key_lines, parse_toml
 from factory.describe.schema import ImageFile, SiteFile
 from factory.errors import Fault, InputFault
@@ -345,3 +345,159 @@ LINES = [
 def test_the_line_of_a_key_is_known(text: str, wanted: dict[tuple[str | int, ...], int]) -> None:
     found = key_lines(text)
     assert {path: found.get(path) for path in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ('hw_disk_bus = "virto"', 10, "no value of it"),
+        ('os_version = "trixie"', 10, "does not look like it"),
+        ('imgfactory_role = "latest"', 10, "set by the factory"),
+        ('os_distro = "debian"\nhw_firmware_type = "uefi"', 11, "made for 'bios'"),
+        ('min_disk = "2"', 10, "disk.min_gib is 4"),
+        ('__support_kvm_gpu_type = "true"\n__support_kvm = "true"', 10, "exclude each other"),
+        ('__image_capabilities = "3"', 10, "set by the factory"),
+        ('img_signature = "AAAA"', 10, "set by the factory"),
+    ],
+)
+def test_wrong_properties_are_told_with_their_line(tmp_path: Path, text: str, line: int, problem: str) -> None:
+    with pytest.raises(InputFault) as refused:
+        load_description(project(tmp_path, f"{IMAGE}\n[metadata]\n{text}\n"), "tiny")
+    assert refused.value.exit_code == 2
+    first = refused.value.faults[0]
+    assert first.place.startswith(f"descriptions/tiny/image.toml:{line} metadata."), first
+    assert problem in first.problem
+
+
+@pytest.mark.parametrize(
+    ("publish", "promised", "good"),
+    [
+        ("monthly", "monthly", True),
+        ("monthly", "daily", False),
+        ("on-security", "weekly", False),
+        ("on-security", "critical_bug", True),
+        ("every-night", "daily", True),
+        ("monthly", "never", True),
+    ],
+)
+def test_no_promise_that_the_publish_policy_cannot_keep(
+    tmp_path: Path, publish: str, promised: str, *, good: bool
+) -> None:
+    text = IMAGE.replace("line =", f'publish = "{publish}"\nline =') + f'[metadata]\nreplace_frequency = "{promised}"\n'
+    folder = project(tmp_path, text)
+    if good:
+        assert load_description(folder, "tiny").metadata["replace_frequency"] == promised
+    else:
+        with pytest.raises(InputFault) as refused:
+            load_description(folder, "tiny")
+        assert f"published {publish}" in told(refused.value)[0]
+
+
+def described(folder: Path, name: str, line: str, metadata: str = "", arch: str = "") -> None:
+    text = IMAGE.replace('"tiny"', f'"{name}"').replace("Tiny_1", line).replace("line =", f"{arch}line =")
+    project(folder, f"{text}\n[metadata]\n{metadata}\n", name)
+
+
+def test_one_generic_image_of_a_distribution_version_and_architecture(tmp_path: Path) -> None:
+    described(tmp_path, "one", "Standard_One")
+    described(tmp_path, "two", "Standard_Two")
+    described(tmp_path, "three", "Standard_Three", 'os_version = "12"')
+    described(tmp_path, "four", "Standard_Four", 'os_purpose = "minimal"')
+    described(tmp_path, "broken", "Standard_Broken", 'hw_disk_bus = "x"')
+    (fault,) = generic_twice(tmp_path)
+    assert fault.place == "descriptions/one/image.toml:9 metadata.os_purpose"
+    assert "descriptions/two/image.toml:9" in fault.problem
+    assert "debian 13 on x86_64" in fault.problem
+    assert generic_twice(tmp_path, "two") == (fault,)
+    assert generic_twice(tmp_path, "three") == ()
+    described(tmp_path, "five", "Standard_Five")
+    assert len(generic_twice(tmp_path)) == 3
+
+
+CLOUDS = """\
+[[target]]
+cloud = "public"
+otc = true
+aged_purpose = "archive"
+signature = {key = "platform.pem", certificate = "01234567-89ab-cdef-0123-456789abcdef"}
+
+[[target]]
+cloud = "private"
+
+[otc]
+exclusions = [["__support_a", "__support_b"]]
+[otc.properties]
+__platform = "Debian"
+[otc.image.debian13]
+__os_version = "Debian GNU/Linux 13 64bit"
+[[otc.capability]]
+name = "kvm"
+bit = 0
+flag = "__support_kvm"
+[[otc.capability]]
+name = "nested"
+bit = 7
+
+[[flavor]]
+name = "s3.small"
+vcpus = 1
+ram_mib = 1024
+disk_gib = 0
+requires = ["kvm"]
+live_migration_requires = ["nested"]
+
+[freshness.debian-security]
+fresh_within_h = 24
+upstream = "http://upstream.example/debian-security"
+"""
+
+
+def test_what_a_site_says_of_its_cloud(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text(CLOUDS)
+    site = load_site(tmp_path / "site.toml")
+    public, private = site.targets
+    assert public.otc is not None
+    assert [(one.name, one.bit, one.flag) for one in public.otc.capabilities] == [
+        ("kvm", 0, "__support_kvm"),
+        ("nested", 7, ""),
+    ]
+    assert public.otc.images["debian13"] == {"__os_version": "Debian GNU/Linux 13 64bit"}
+    assert public.signature is not None
+    assert (public.signature.key, public.aged_purpose) == (tmp_path / "platform.pem", "archive")
+    assert (private.otc, private.signature) == (None, None)
+    assert site.flavors[0].requires == ("kvm",)
+    assert site.flavors[0].live_migration
+    assert site.freshness["debian-security"].fresh_within_h == 24
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "problem"),
+    [
+        ("bit = 7", "bit = 0", "site.toml:22 otc.capability[1].bit", "there twice"),
+        ('name = "nested"', 'name = "kvm"', "site.toml:21 otc.capability[1].name", "there twice"),
+        ("bit = 7", "bit = 64", "site.toml:22 otc.capability[1].bit", "less than or equal"),
+        ("__platform =", "platform =", "site.toml:13", "not an allowed name"),
+        (
+            "fresh_within_h = 24",
+            "fresh_within_h = 0",
+            "site.toml:33 freshness.debian-security.fresh_within_h",
+            "greater",
+        ),
+        ("ram_mib = 1024", 'ram_mib = "1024"', "site.toml:27 flavor[0].ram_mib", "is text"),
+        ("01234567-", "0123456-", "site.toml:5 target[0].signature.certificate", "wrong form"),
+    ],
+)
+def test_what_a_site_gets_wrong_of_its_cloud(tmp_path: Path, old: str, new: str, place: str, problem: str) -> None:
+    assert old in CLOUDS
+    (tmp_path / "site.toml").write_text(CLOUDS.replace(old, new))
+    with pytest.raises(InputFault) as refused:
+        load_site(tmp_path / "site.toml")
+    found = told(refused.value)
+    assert any(one.startswith(place) and problem in one for one in found), found
+
+
+def test_otc_without_its_table_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text('[[target]]\ncloud = "public"\notc = true\n')
+    with pytest.raises(InputFault) as refused:
+        load_site(tmp_path / "site.toml")
+    assert told(refused.value)[0].startswith("site.toml:3 target[0].otc: there is no [otc]")
