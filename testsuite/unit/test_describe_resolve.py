@@ -23,7 +23,7 @@ from factory.describe.load import load_description
 from factory.describe.repositories import sources
 from factory.describe.resolve import apt_source, chrony_sources
 from factory.errors import InputFault
-from factory.model import Recipe, Region, Repository, Site
+from factory.model import Recipe, Region, Repository, Site, VendorMirror
 from factory.region.certificates import issue
 from factory.region.embedded import embedded_region
 from factory.system.state import Run
@@ -368,6 +368,16 @@ def test_an_alias_that_no_image_knows_is_told(region: Region, tmp_path: Path) ->
     assert told == ["site.toml mirrors.debain: is an alias that no image knows (known: debian, debian-security)"]
 
 
+def test_mirrors_of_an_image_or_alias_that_is_not_there_are_told(region: Region, tmp_path: Path) -> None:
+    vendor = VendorMirror(url="https://vendor.test")
+    tables = {"debian13": {"debain": vendor}, "debian31": {"debian": vendor}}
+    told = refused(tmp_path, region, site=replace(SITE, repositories=tables))
+    assert [line.split(" (known")[0] for line in told] == [
+        "site.toml repositories.debian13.debain: is an alias that this image does not know",
+        "site.toml repositories.debian31.debian: there is no such image",
+    ]
+
+
 def test_faults_of_all_files_are_told_together(region: Region, copy: Path, tmp_path: Path) -> None:
     path = copy / "descriptions/debian13/config.xml"
     path.write_text(path.read_text().replace(">4096<", ">8192<"))
@@ -493,6 +503,17 @@ def test_a_missing_address_and_keyring_are_told_together(tmp_path: Path) -> None
         "update_repositories.debian-security.key",
     ]
     assert all("site.toml" in line for line in told[:2])
+
+
+def test_an_images_own_mirror_comes_before_everybodys_and_stays_out_of_its_tree(region: Region, tmp_path: Path) -> None:
+    vendor = VendorMirror(url="https://vendor.test/debian", user="env:VENDOR_USER", password="file:vendor-password")
+    mirrors = {"debian": "http://private.test/debian"}
+    site = replace(SITE, mirrors=mirrors, repositories={"debian13": {"debian": vendor}})
+    found = resolve(tmp_path, region, site=site)
+    assert found.mirrors["debian"] == "https://vendor.test/debian"
+    told = ("vendor.test", "VENDOR_USER", "vendor-password", "private.test")
+    assert not any(word in text for text in files(found.tree).values() for word in told)
+    assert {one[1] for one in build_sources(PROJECT, "debian13", site=site) if one[0] == "debian"} == {vendor.url}
 
 
 def test_the_addresses_a_build_reads_are_known_beforehand() -> None:
