@@ -102,7 +102,7 @@ def data_diff(  # noqa: PLR0917 - options of a command line
         typer.Option("--ca", metavar="PEM", help="The certificate to trust (default: the site's, else the host's)."),
     ] = None,
     hints_only: Annotated[
-        bool, typer.Option("--hints-only", help="Do not ask a running server for one address of every network.")
+        bool, typer.Option("--hints-only", help="Do not ask a running server for addresses of every network.")
     ] = False,
     as_json: Json = False,
 ) -> None:

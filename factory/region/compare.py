@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether two region servers would tell instances the same: by their files, or by what a running one answers.
 
-A running server is asked for each region by its hint, and for one address of every network. An address can only be
-asked for where the server believes our ``X-Forwarded-For`` (``trustedProxies`` names this host); whether it does shows
-in its answers, and what could not be compared is said.
+A running server is asked for each region by its hint, and for the first and last address of every network. An address
+can only be asked for where the server believes our ``X-Forwarded-For`` (``trustedProxies`` names this host); whether it
+does shows in its answers, and what could not be compared is said. Networks that it has besides ours are only seen where
+they hold one of these addresses: files are compared in full.
 """
 
 from __future__ import annotations
@@ -214,10 +215,11 @@ def compare_running(ours: Sequence[RegionEntry], server: RunningServer, *, hints
         if answer != seen[region] and region_in(answer) != region:
             what = f"network {network} (asked for {address})"
             found.append(Difference(region=region, what=what, ours=region, theirs=region_in(answer)))
-    hidden = sum(len(entry.networks) for entry in ours) - len(asked)
+    networks = {network for network, _ in asked}
+    hidden = sum(len(entry.networks) for entry in ours) - len(networks)
     return Comparison(
         other=server.url,
-        how=f"its answers to hints and to one address of each of {len(asked)} networks",
+        how=f"its answers to hints and to the first and last address of each of {len(networks)} networks",
         differences=tuple(found),
         left_out=f"{hidden} networks that longer prefixes cover wholly" if hidden else "",
     )
@@ -238,15 +240,14 @@ def region_in(answer: Answer) -> str:
 
 
 def sample_addresses(entries: Sequence[RegionEntry], table: RegionTable) -> Iterator[tuple[Network, Address]]:
-    """One address of each network that no longer prefix claims; networks that are wholly claimed are left out."""
+    """The first and the last address of each network that no longer prefix claims; none where all are claimed."""
     for entry in entries:
         for network in entry.networks:
-            candidate = int(network.network_address)
-            last = int(network.broadcast_address)
+            first, last = int(network.network_address), int(network.broadcast_address)
             kind = type(network.network_address)
-            while candidate <= last:
-                best = table.network_of(kind(candidate))
-                if best is None or best == network:
-                    yield network, kind(candidate)
-                    break
-                candidate = int(best.broadcast_address) + 1
+            while first <= last and (best := table.network_of(kind(first))) not in {network, None}:
+                first = int(best.broadcast_address) + 1
+            while first < last and (best := table.network_of(kind(last))) not in {network, None}:
+                last = int(best.network_address) - 1
+            if first <= last:
+                yield from ((network, kind(one)) for one in dict.fromkeys((first, last)))
