@@ -181,7 +181,9 @@ def fat_file(blocks, path):
         entry = fat_entry(folder, name)
         if not entry:
             return b""
-        first = struct.unpack_from("<H", entry, 26)[0] | (struct.unpack_from("<H", entry, 20)[0] << 16 if bits == 32 else 0)
+        first = struct.unpack_from("<H", entry, 26)[0] | (
+            struct.unpack_from("<H", entry, 20)[0] << 16 if bits == 32 else 0
+        )
         found = content(first, min(struct.unpack_from("<I", entry, 28)[0] or MAX_BYTES, MAX_BYTES + 1))
         folder = found
     return found

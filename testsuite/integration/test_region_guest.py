@@ -1,0 +1,612 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest client fails closed: whatever a server is or says, nothing half-registered is left.
+
+The very file that images carry, in a network namespace, against the real region and update servers; an impostor takes
+a server's address where it has to misbehave. Every case is also run with a weakened client, which must be noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from factory.model import Region, RegionClient
+from factory.region.certificates import Issued, PrivateKey, fingerprint, issue
+from factory.region.config import GUEST_PROGRAM
+from factory.region.embedded import embedded_region
+from factory.region.services import RegionServices, serve
+from factory.system.clock import now
+from factory.system.namespaces import NetworkNamespace, network_namespace
+from factory.system.run import Completed, run, running
+from testsuite.integration.region_fixtures import Instance, Recorded, make_instance, record_repository
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
+
+PRODUCT = "debian/13/x86_64"
+REGION_A, REGION_B, UPDATE_A, UPDATE_B = "192.0.2.10", "198.51.100.10", "192.0.2.20", "198.51.100.20"
+NAME_A = "update-a.factory.invalid"
+STATE = "var/lib/guestregister/state.json"
+CREDENTIALS = "etc/guestregister/credentials"
+PYTHON = str(
+    [sys.executable, *sorted((Path.home() / ".pyenv/versions").glob("3.13.*/bin/python3.13"))][-1],
+)
+"""A Python with strict X.509 checks where there is one."""
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+# -- the servers, and impostors ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return record_repository(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(scope="module")
+def region(tmp_path_factory: pytest.TempPathFactory) -> Region:
+    return embedded_region(tmp_path_factory.mktemp("keys") / "region", now=now())
+
+
+@pytest.fixture(scope="module")
+def running_services(
+    region: Region, recorded: Recorded, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RegionServices]:
+    work = tmp_path_factory.mktemp("services")
+    with (
+        network_namespace() as namespace,
+        serve(
+            namespace,
+            (region,),
+            view=recorded.view,
+            product=PRODUCT,
+            workdir=work / "work",
+            log_dir=work / "logs",
+            now=now(),
+            say=lambda _: None,
+        ) as services,
+    ):
+        yield services
+
+
+@contextlib.contextmanager
+def impostor(
+    namespace: NetworkNamespace, address: str, certificate: Path, key: Path, answer: Answer
+) -> Iterator[list[str]]:
+    """A TLS server at an address of the namespace; gives the requests it got, as METHOD PATH."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 20
+
+        def do_GET(self) -> None:
+            seen.append(f"{self.command} {self.path}")
+            self.close_connection = True
+            with contextlib.suppress(OSError):
+                answer(self)
+
+        do_POST = do_PUT = do_DELETE = do_GET
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer((address, 443), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = context.wrap_socket(namespace.listen(address, 443), server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def says(body: bytes, status: int = 200, **headers: str) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        length = int(handler.headers.get("Content-Length") or 0)
+        handler.rfile.read(length)
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def says_json(value: object, status: int = 200) -> Answer:
+    return says(json.dumps(value).encode(), status)
+
+
+def routes(found: dict[str, Answer]) -> Answer:
+    """Answers by METHOD PATH; whatever else is asked is 404."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        found.get(f"{handler.command} {handler.path}", says(b"", 404))(handler)
+
+    return answer
+
+
+def hangs_up(handler: BaseHTTPRequestHandler) -> None:
+    """Close the connection without an answer."""
+
+
+# -- one case ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a case needs."""
+
+    services: RegionServices
+    region: Region
+    recorded: Recorded
+    folder: Path
+    weaken: tuple[str, str] | None = None
+
+    @property
+    def namespace(self) -> NetworkNamespace:
+        return self.services.namespace
+
+    def instance(self, *, product: str = PRODUCT, client: RegionClient | None = None) -> Instance:
+        guest = make_instance(
+            self.folder / "root",
+            (self.region,),
+            self.namespace,
+            self.recorded,
+            python=PYTHON,
+            product=product,
+            client=client,
+        )
+        if self.weaken:
+            program = guest.root / GUEST_PROGRAM
+            text = program.read_text()
+            assert text.count(self.weaken[0]) == 1, f"{self.weaken[0]!r} is not in the client once"
+            program.write_text(text.replace(*self.weaken))
+        # the bundle of authorities is there before, as in an image
+        run(["/bin/sh", guest.root / "usr/sbin/update-ca-certificates"], timeout_s=60)
+        return guest
+
+    def only(self, *addresses: str) -> None:
+        """Let exactly these servers answer, with nobody registered."""
+        for address in (REGION_A, REGION_B, UPDATE_A, UPDATE_B):
+            if address in addresses:
+                self.services.start(address)
+            else:
+                self.services.stop(address)
+        for system in self.services.registrations():
+            self.services.forget(system.login)
+
+    def as_region(self, answer: Answer, *, item: Issued | None = None) -> contextlib.AbstractContextManager[list[str]]:
+        """An impostor in the place of the first region server, with its key or another."""
+        server = self.region.servers[0]
+        assert server.key
+        certificate, key = item.write(self.folder, "impostor") if item else (server.pem, server.key)
+        return impostor(self.namespace, REGION_A, certificate, key, answer)
+
+    def as_update(self, answer: Answer, *, item: Issued | None = None) -> contextlib.AbstractContextManager[list[str]]:
+        """An impostor in the place of the first update server, with its key or another."""
+        server = self.region.update_servers[0]
+        assert server.certificate
+        assert server.key
+        certificate, key = item.write(self.folder, "impostor") if item else (server.certificate, server.key)
+        return impostor(self.namespace, UPDATE_A, certificate, key, answer)
+
+    def ca(self) -> Issued:
+        """The update servers' authority, with its key."""
+        pem = self.region.update_servers[0].pem
+        key = load_pem_private_key(pem.with_suffix(".key").read_bytes(), None)
+        assert isinstance(key, PrivateKey)
+        return Issued(certificate=x509.load_pem_x509_certificate(pem.read_bytes()), key=key)
+
+
+def everything(guest: Instance) -> dict[str, str]:
+    """Every file of the instance but log and lock: mode, and content or target."""
+    found = {}
+    for path in sorted(guest.root.rglob("*")):
+        name = path.relative_to(guest.root).as_posix()
+        if name.startswith(("var/log/", "run/lock/", "var/lib/apt/", "var/cache/")) or name.endswith(".log"):
+            continue
+        if path.is_symlink():
+            found[name] = f"-> {path.readlink()}"
+        elif path.is_file():
+            found[name] = f"{path.stat().st_mode:o} {path.read_text(errors='replace')}"
+    return found
+
+
+def assert_closed(guest: Instance, before: dict[str, str], done: Completed, words: str) -> None:
+    """It failed with one clear line, and left the instance as it was."""
+    assert done.returncode == 1, done.stdout
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, f"not one line: {done.stderr}"
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr + guest.read("var/log/cloudregister")
+    after = everything(guest)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert not changed, f"left behind: {sorted(changed)}"
+    assert guest.guestregister("--status").returncode == 69
+
+
+def refused(stage: Stage, guest: Instance, words: str) -> None:
+    """Registering fails closed, and no server knows the instance."""
+    before = everything(guest)
+    assert_closed(guest, before, guest.guestregister(), words)
+    assert stage.services.registrations() == ()
+
+
+# -- who region servers are -------------------------------------------------------------------------------------------
+
+
+def wrong_pem(stage: Stage) -> None:
+    stage.only(REGION_A, REGION_B, UPDATE_A, UPDATE_B)
+    guest = stage.instance()
+    for item in (REGION_A, REGION_B):
+        other = issue("other", now=now(), days=30, names=["other.invalid"], addresses=[item])
+        (guest.root / f"usr/lib/regionService/certs/{item}.pem").write_bytes(other.pem)
+    refused(stage, guest, "is not accepted")
+
+
+def empty_pem(stage: Stage) -> None:
+    """An empty file must not mean the system's own authorities."""
+    stage.only(REGION_A, REGION_B, UPDATE_A, UPDATE_B)
+    guest = stage.instance()
+    for item in (REGION_A, REGION_B):
+        (guest.root / f"usr/lib/regionService/certs/{item}.pem").write_text("")
+    refused(stage, guest, "cannot be used: there is no certificate in it")
+
+
+def other_servers_pem(stage: Stage) -> None:
+    stage.only(REGION_A, REGION_B, UPDATE_A, UPDATE_B)
+    guest = stage.instance()
+    pems = [guest.root / f"usr/lib/regionService/certs/{item}.pem" for item in (REGION_A, REGION_B)]
+    texts = [pem.read_text() for pem in pems]
+    for pem, text in zip(pems, reversed(texts), strict=True):
+        pem.write_text(text)
+    refused(stage, guest, "is not accepted")
+
+
+def expired_region_server(stage: Stage) -> None:
+    """The very certificate is pinned, and still its dates count."""
+    stage.only(UPDATE_A)
+    old = issue("region-a", now=now() - timedelta(days=100), days=30, names=["region-a.x"], addresses=[REGION_A])
+    guest = stage.instance()
+    (guest.root / f"usr/lib/regionService/certs/{REGION_A}.pem").write_bytes(old.pem)
+    with stage.as_region(says(reply(stage)), item=old):
+        refused(stage, guest, "is not accepted")
+
+
+def region_server_of_another_name(stage: Stage) -> None:
+    stage.only(UPDATE_A)
+    other = issue("region-a", now=now(), days=30, names=["region-a.x"], addresses=["203.0.113.9"])
+    guest = stage.instance()
+    (guest.root / f"usr/lib/regionService/certs/{REGION_A}.pem").write_bytes(other.pem)
+    with stage.as_region(says(reply(stage)), item=other):
+        refused(stage, guest, "is not accepted")
+
+
+# -- what region servers say ------------------------------------------------------------------------------------------
+
+
+def reply(stage: Stage, **changes: str) -> bytes:
+    """A region server's answer that names the first update server."""
+    wanted = {
+        "SMTserverIP": UPDATE_A,
+        "SMTserverName": NAME_A,
+        "SMTregistryName": "registry.factory.invalid",
+        "fingerprint": fingerprint(stage.region.update_servers[0].pem.read_text()),
+        "region": "embedded",
+        **changes,
+    }
+    attributes = " ".join(f'{name}="{value}"' for name, value in wanted.items())
+    return f"<regionSMTdata>\n<smtInfo {attributes}/>\n</regionSMTdata>".encode()
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"<regionSMTdata>")
+    for _ in range(4000):
+        handler.wfile.write(b"<smtInfo/>" * 1000)
+
+
+def cut_off(body: bytes) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body[:-40])
+
+    return answer
+
+
+ENTITY = b'<!DOCTYPE r [<!ENTITY n "update-a.factory.invalid">]>'
+LAUGHS = (
+    b"<!DOCTYPE r ["
+    + b'<!ENTITY a0 "a">'
+    + b"".join(b'<!ENTITY a%d "%s">' % (number, b"&a%d;" % (number - 1) * 10) for number in range(1, 9))
+    + b']><r><smtInfo SMTserverName="&a8;"/></r>'
+)
+EXTERNAL = b'<!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/passwd">]><r>&x;</r>'
+
+
+def said(words: str, make: Callable[[Stage], Answer]) -> Callable[[Stage], None]:
+    """A case: the region server is genuine, and says something hostile."""
+
+    def case(stage: Stage) -> None:
+        stage.only(UPDATE_A)
+        guest = stage.instance()
+        with stage.as_region(make(stage)):
+            refused(stage, guest, words)
+
+    return case
+
+
+SAID = {
+    "entities": said("document type", lambda stage: says(ENTITY + reply(stage, SMTserverName="&n;"))),
+    "billion-laughs": said("document type", lambda _: says(LAUGHS)),
+    "external-entity": said("document type", lambda _: says(EXTERNAL)),
+    "utf-16": said("document type", lambda _: says(b"\xff\xfe" + EXTERNAL.decode().encode("utf-16-le"))),
+    "huge": said("more than 1048576 bytes", lambda stage: says(reply(stage) + b" " * (1 << 21))),
+    "endless": said("more than 1048576 bytes", lambda _: endless),
+    "truncated-xml": said("is not XML", lambda stage: says(reply(stage)[:-10])),
+    "truncated-body": said("cut its answer off", lambda stage: cut_off(reply(stage) + b" " * 40)),
+    "no-xml": said("is not XML", lambda _: says(b"\x00\xff<<<")),
+    "no-servers": said("no usable update server", lambda _: says(b"<regionSMTdata></regionSMTdata>")),
+    "not-found": said("answered 404", lambda _: says(b"Not found", 404)),
+    "elsewhere": said("answered 302", lambda _: says(b"", 302, Location="https://203.0.113.9/regionInfo")),
+    "hangs-up": said("does not answer", lambda _: hangs_up),
+    "line-in-a-name": said(
+        "no usable update server", lambda stage: says(reply(stage, SMTserverName="a.b&#10;203.0.113.9 deb.example"))
+    ),
+    "loopback": said("no usable update server", lambda stage: says(reply(stage, SMTserverIP="127.0.0.1"))),
+    "wrong-fingerprint": said(
+        "another fingerprint", lambda stage: says(reply(stage, fingerprint=":".join(["AB"] * 20)))
+    ),
+    "lower-case-fingerprint": said(
+        "no usable update server",
+        lambda stage: says(
+            reply(stage, fingerprint=fingerprint(stage.region.update_servers[0].pem.read_text()).lower())
+        ),
+    ),
+}
+
+
+# -- who update servers are -------------------------------------------------------------------------------------------
+
+
+def an_update_server(stage: Stage, **changes: Answer) -> dict[str, Answer]:
+    """What a good update server answers, changed."""
+    service = {"product": {"repositories": [{"name": "debian", "url": f"https://{NAME_A}/repo/debian"}]}}
+    return {
+        "GET /api/health/status": says_json({"state": "online"}),
+        "GET /smt.crt": says(stage.region.update_servers[0].pem.read_bytes()),
+        "POST /connect/subscriptions/systems": says_json({"id": 1, "login": "SCC_1", "password": "secret"}, 201),
+        "POST /connect/systems/products": says_json(service, 201),
+        "PUT /connect/systems": says(b"", 204),
+        "DELETE /connect/systems": says(b"", 204),
+        **changes,
+    }
+
+
+def a_good_impostor(stage: Stage) -> None:
+    """What the other cases are compared with: unchanged, it is good enough to register at."""
+    stage.only(REGION_A, REGION_B)
+    guest = stage.instance()
+    with stage.as_update(routes(an_update_server(stage))):
+        done = guest.guestregister()
+        assert (done.returncode, done.stderr) == (0, "")
+        assert guest.guestregister("--status").returncode == 0
+
+
+def foreign_ca(stage: Stage) -> None:
+    """The authority is the right one, and the server's certificate is not from it."""
+    stage.only(REGION_A, REGION_B)
+    foreign = issue("foreign CA", now=now(), days=30, is_authority=True)
+    theirs = issue(NAME_A, now=now(), days=30, names=[NAME_A], authority=foreign)
+    guest = stage.instance()
+    with stage.as_update(routes(an_update_server(stage)), item=theirs) as seen:
+        refused(stage, guest, "is not accepted")
+    assert not any("/connect" in request for request in seen)
+
+
+def foreign_ca_given(stage: Stage) -> None:
+    """The server gives the authority that its certificate is from, and the region server named another."""
+    stage.only(REGION_A, REGION_B)
+    foreign = issue("foreign CA", now=now(), days=30, is_authority=True)
+    theirs = issue(NAME_A, now=now(), days=30, names=[NAME_A], authority=foreign)
+    guest = stage.instance()
+    given = an_update_server(stage, **{"GET /smt.crt": says(foreign.pem)})
+    with stage.as_update(routes(given), item=theirs) as seen:
+        refused(stage, guest, "another fingerprint")
+    assert not any("/connect" in request for request in seen)
+
+
+def foreign_ca_behind(stage: Stage) -> None:
+    """The right authority comes first, and behind it the one that the server's certificate is from."""
+    stage.only(REGION_A, REGION_B)
+    foreign = issue("foreign CA", now=now(), days=30, is_authority=True)
+    theirs = issue(NAME_A, now=now(), days=30, names=[NAME_A], authority=foreign)
+    guest = stage.instance()
+    both = stage.region.update_servers[0].pem.read_bytes() + foreign.pem
+    with stage.as_update(routes(an_update_server(stage, **{"GET /smt.crt": says(both)})), item=theirs) as seen:
+        refused(stage, guest, "is not accepted")
+    assert not any("/connect" in request for request in seen)
+
+
+def expired_update_server(stage: Stage) -> None:
+    stage.only(REGION_A, REGION_B)
+    old = issue(NAME_A, now=now() - timedelta(days=100), days=30, names=[NAME_A], authority=stage.ca())
+    guest = stage.instance()
+    with stage.as_update(routes(an_update_server(stage)), item=old) as seen:
+        refused(stage, guest, "is not accepted")
+    assert not any("/connect" in request for request in seen)
+
+
+def update_server_of_another_name(stage: Stage) -> None:
+    stage.only(REGION_A, REGION_B)
+    other = issue(
+        "b", now=now(), days=30, names=["update-b.factory.invalid"], addresses=[UPDATE_A], authority=stage.ca()
+    )
+    guest = stage.instance()
+    with stage.as_update(routes(an_update_server(stage)), item=other) as seen:
+        refused(stage, guest, "is not accepted")
+    assert not any("/connect" in request for request in seen)
+
+
+def nobody_online(stage: Stage) -> None:
+    stage.only(REGION_A, REGION_B)
+    refused(stage, stage.instance(), "none of 2 update servers is online")
+
+
+# -- what update servers say ------------------------------------------------------------------------------------------
+
+
+def refused_activation(stage: Stage) -> None:
+    """A real update server takes the announcement, and refuses the product with 422."""
+    stage.only(REGION_A, REGION_B, UPDATE_A, UPDATE_B)
+    refused(stage, stage.instance(product="debian/99/x86_64"), "refused (422): No product found")
+
+
+def answered(words: str, changes: dict[str, Answer], *, told: bool = True) -> Callable[[Stage], None]:
+    """A case: the update server is genuine, and misbehaves; ``told``: it knew the instance and was told to forget it."""
+
+    def case(stage: Stage) -> None:
+        stage.only(REGION_A, REGION_B)
+        guest = stage.instance()
+        with stage.as_update(routes(an_update_server(stage, **changes))) as seen:
+            refused(stage, guest, words)
+        assert ("DELETE /connect/systems" in seen) is told
+
+    return case
+
+
+ANNOUNCE, ACTIVATE = "POST /connect/subscriptions/systems", "POST /connect/systems/products"
+VERIFIED = {"type": "error", "error": "x", "localized_error": "Instance verification failed: wrong\nproduct \x1b[31m"}
+ANSWERED = {
+    "instance-verification": answered(
+        "Instance verification failed: wrong?product", {ACTIVATE: says_json(VERIFIED, 422)}
+    ),
+    "dies-at-announcement": answered("does not answer", {ANNOUNCE: hangs_up}, told=False),
+    "dies-at-activation": answered("does not answer", {ACTIVATE: hangs_up}),
+    "breaks-at-activation": answered("refused (503)", {ACTIVATE: says(b"", 503)}),
+    "no-service": answered("did not answer with a service", {ACTIVATE: says_json([], 201)}),
+    "no-json": answered("did not answer in JSON", {ACTIVATE: says(b"<html>", 201)}),
+    "deep-json": answered("did not answer in JSON", {ACTIVATE: says(b"[" * 500000, 201)}),
+    "huge-json": answered("more than 1048576 bytes", {ACTIVATE: says(b" " * (1 << 21), 201)}),
+    "no-repository-of-ours": answered(
+        "offers none of this image's repositories",
+        {
+            ACTIVATE: says_json(
+                {"product": {"repositories": [{"name": "debian", "url": "https://evil.invalid/repo/debian"}]}}, 201
+            )
+        },
+    ),
+    "credentials-with-a-line": answered(
+        "credentials that cannot be stored",
+        {ANNOUNCE: says_json({"login": "a", "password": "b\nmachine evil"}, 201)},
+        told=False,
+    ),
+    "no-credentials": answered(
+        "did not answer with credentials", {ANNOUNCE: says_json({"login": "a"}, 201)}, told=False
+    ),
+    "announcement-refused": answered("refused (422): no", {ANNOUNCE: says_json({"error": "no"}, 422)}, told=False),
+    "offline": answered(
+        "none of 2 update servers is online", {"GET /api/health/status": says_json({"state": "x"})}, told=False
+    ),
+}
+
+CASES: dict[str, Callable[[Stage], None]] = {
+    "wrong-pem": wrong_pem,
+    "other-servers-pem": other_servers_pem,
+    "empty-pem": empty_pem,
+    "422-on-activation": refused_activation,
+    "expired-region-server": expired_region_server,
+    "region-server-of-another-name": region_server_of_another_name,
+    **SAID,
+    "a-good-impostor": a_good_impostor,
+    "foreign-ca": foreign_ca,
+    "foreign-ca-given": foreign_ca_given,
+    "foreign-ca-behind": foreign_ca_behind,
+    "expired-update-server": expired_update_server,
+    "update-server-of-another-name": update_server_of_another_name,
+    "nobody-online": nobody_online,
+    **ANSWERED,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_fails_closed(
+    running_services: RegionServices, region: Region, recorded: Recorded, tmp_path: Path, name: str
+) -> None:
+    CASES[name](Stage(running_services, region, recorded, tmp_path))
+
+
+TRUSTS_ALL = ("    return modern(context)\n\n\ndef unverified", "    return unverified()\n\n\ndef unverified")
+ANY_DATE = (
+    "    return modern(context)\n\n\ndef unverified",
+    "    context.check_hostname = False\n    return modern(context)\n\n\ndef unverified",
+)
+NO_UNDO = (
+    "        except Failure:\n            self.undo()\n            raise\n",
+    "        except Failure:\n            raise\n",
+)
+TAKES_DOCTYPE = ("    parser.StartDoctypeDeclHandler = refuse\n    parser.EntityDeclHandler = refuse\n", "")
+ANY_PRINT = ("!= server.fingerprint.replace", "== server.fingerprint + server.fingerprint.replace")
+NO_LIMIT = ('            raise NoAnswer("%s sent more than %d bytes" % (name, limit))\n', "            pass\n")
+WEAKENED: dict[str, Sequence[tuple[str, str]]] = {
+    "wrong-pem": [TRUSTS_ALL],
+    "other-servers-pem": [TRUSTS_ALL],
+    "empty-pem": [
+        ("    if not CERTIFICATE.search(pem):\n", "    if not CERTIFICATE.search(pem):\n        return unverified()\n")
+    ],
+    "expired-region-server": [TRUSTS_ALL],
+    "region-server-of-another-name": [ANY_DATE],
+    "422-on-activation": [NO_UNDO],
+    "entities": [TAKES_DOCTYPE],
+    "huge": [NO_LIMIT],
+    "truncated-body": [('raise NoAnswer("%s cut its answer off" % name)', "pass")],
+    "truncated-xml": [("        parser.Parse(body, True)\n", "        parser.Parse(body, False)\n")],
+    "line-in-a-name": [('if not NAME.match(name) or "." not in name:', "if not name:")],
+    "loopback": [("if found.is_loopback or", "if")],
+    "wrong-fingerprint": [ANY_PRINT],
+    "lower-case-fingerprint": [("if not FINGERPRINT.match(fingerprint):", "if not fingerprint:")],
+    "foreign-ca": [TRUSTS_ALL],
+    "foreign-ca-given": [ANY_PRINT],
+    "foreign-ca-behind": [('return block.group() + "\\n"', "return body.decode()")],
+    "expired-update-server": [TRUSTS_ALL],
+    "update-server-of-another-name": [ANY_DATE],
+    "dies-at-activation": [NO_UNDO],
+    "deep-json": [("    except RecursionError:\n", "    except ZeroDivisionError:\n")],
+    "no-repository-of-ours": [
+        ('elif parts.scheme != "https" or parts.hostname != server.name.lower():', "elif False:")
+    ],
+    "credentials-with-a-line": [("if not (WORD.match(username) and WORD.match(password)):", "if not username:")],
+    "instance-verification": [('"".join(char if char.isprintable() else "?" for char in text)[:length]', "text")],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "number"), [(name, at) for name, ways in WEAKENED.items() for at in range(len(ways))])
+def test_a_weakened_client_is_noticed(
+    running_services: RegionServices, region: Region, recorded: Recorded, tmp_path: Path, name: str, number: int
+) -> None:
+    with pytest.raises(AssertionError):
+        CASES[name](Stage(running_services, region, recorded, tmp_path, weaken=WEAKENED[name][number]))
