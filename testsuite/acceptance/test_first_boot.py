@@ -83,9 +83,11 @@ def test_there_is_no_shell_history(guest):
 
 
 def test_the_journal_begins_at_the_first_boot(guest):
-    """The journal knows this boot only."""
-    found = guest.root("journalctl --list-boots --no-pager -q | grep -c . || true").strip()
-    assert found in {"0", "1"}, f"the journal knows {found} boots"
+    """The journal knows this machine and this boot only."""
+    boots = guest.root("journalctl --list-boots --no-pager -q | grep -c . || true").strip()
+    others = guest.root('ls /var/log/journal 2>/dev/null | grep -v -x "$(cat /etc/machine-id)" || true').split()
+    assert not others, f"the image holds the journal of another machine: {others}"
+    assert boots in {"0", "1"}, f"the journal knows {boots} boots"
 
 
 def test_the_boot_had_no_failed_service(guest):

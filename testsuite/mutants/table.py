@@ -32,6 +32,20 @@ _LISTEN = (
     'systemd-run -q --unit=stranger python3 -c \'import socket, time; s = socket.create_server(("0.0.0.0", %d));'
     " time.sleep(900)'; until ss -H -l -n -t | grep -q '0.0.0.0:%d '; do sleep 0.2; done"
 )
+# BLKPG of linux/blkpg.h: tell the kernel of partitions that lie before the first one; the disk stays as it is.
+_THREE_PARTITIONS = """python3 - <<'END'
+import ctypes as c, fcntl, os
+class Partition(c.Structure):
+    _fields_ = [("start", c.c_longlong), ("length", c.c_longlong), ("pno", c.c_int), ("names", c.c_char * 128)]
+class Request(c.Structure):
+    _fields_ = [("op", c.c_int), ("flags", c.c_int), ("size", c.c_int), ("partition", c.c_void_p)]
+disk = os.open("/dev/vda", os.O_RDONLY)
+for number in (5, 6, 7):
+    made = Partition(number * 65536, 4096, number)
+    fcntl.ioctl(disk, 0x1269, Request(1, 0, c.sizeof(made), c.addressof(made)))
+END
+udevadm settle
+"""
 _REPOSITORY = "echo 'deb %s http://elsewhere.example/debian trixie main' >/etc/apt/sources.list.d/elsewhere.list"
 _DPKG = (
     "printf 'Package: %s\\nStatus: install ok installed\\nPriority: optional\\nSection: devel\\nMaintainer: nobody\\n"
@@ -213,7 +227,7 @@ MUTANTS = (
     _now(
         "test_network.py::test_port_22_is_sshd",
         r"port 22 is held by \['python3'\]",
-        "systemctl stop ssh.socket ssh.service 2>/dev/null; " + _LISTEN % (22, 22),
+        "systemctl stop ssh.socket 2>/dev/null || true; systemctl stop ssh.service; " + _LISTEN % (22, 22),
     ),
     _now(
         "test_network.py::test_a_port_scan_finds_only_the_described_ports",
@@ -354,7 +368,7 @@ MUTANTS = (
     _now(
         "test_disk.py::test_there_is_one_disk_layout",
         "unexpected partitions",
-        "for number in 5 6 7; do addpart /dev/vda $number $((number * 20)) 8; done; udevadm settle",
+        _THREE_PARTITIONS,
     ),
     # -- time
     _now(
@@ -452,6 +466,11 @@ MUTANTS = (
         " date -s @$now >/dev/null",
     ),
     _now("test_first_boot.py::test_there_is_no_shell_history", "histories: .*/root/", "touch /root/.bash_history"),
+    _now(
+        "test_first_boot.py::test_the_journal_begins_at_the_first_boot",
+        "journal of another machine: .*0123456789abcdef",
+        "mkdir /var/log/journal/0123456789abcdef0123456789abcdef",
+    ),
     _now(
         "test_first_boot.py::test_the_boot_had_no_failed_service",
         "services that failed: .*spoiled",
@@ -611,13 +630,7 @@ MUTANTS = (
         at="reboot",
         check="test_registration.py::test_it_stays_registered_at_a_reboot",
         says="a reboot changed the registration",
-        spoil=f"echo '# spoiled' >>{_AUTH}",
-    ),
-    Mutant(
-        at="reboot",
-        check="test_first_boot.py::test_the_journal_begins_at_the_first_boot",
-        says="the journal knows [2-9] boots",
-        spoil="journalctl --flush; journalctl --sync",
+        spoil="rm -rf /etc/guestregister/credentials /var/lib/guestregister /etc/apt/auth.conf.d",
     ),
     # -- faults that show when the disk becomes another instance: one boot for all of them
     Mutant(
@@ -652,12 +665,15 @@ MUTANTS = (
         at="other",
         check="test_first_boot.py::test_the_console_password_is_made_here",
         says="the same console password",
-        spoil="sed -i -E '/^ *- *set[_-]passwords/d' /etc/cloud/cloud.cfg",
+        # the "random" characters come from a file of the image
+        spoil=_KEPT + 'printf %s "$password" >/etc/spoiled-password;'
+        " sed -i 's#</dev/urandom#</etc/spoiled-password#' /usr/lib/image-factory/console-password",
     ),
     Mutant(
         at="other",
         check="test_console.py::test_a_user_data_password_opens_the_console",
         says="does not open the VGA console",
+        spoil="sed -i -E '/^ *- *set[_-]passwords/d' /etc/cloud/cloud.cfg",
     ),
     Mutant(
         at="other",
