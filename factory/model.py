@@ -270,7 +270,8 @@ class VendorMirror:
 class Site:
     """``site.toml``, validated; every part is optional. ``path`` is the file, or None when there is none.
 
-    ``repositories`` maps an image and an alias to the mirror that only this image's builds read.
+    ``repositories`` maps an image and an alias to the mirror that only this image's builds read; ``ledger`` is the
+    address of the ledger's database, or a reference to it.
     """
 
     path: Path | None = None
@@ -284,6 +285,7 @@ class Site:
     ntp_servers: tuple[str, ...] = ()
     retention: Retention | None = None
     notify: Notify = field(default_factory=Notify)
+    ledger: str = ""
     flavors: tuple[Flavor, ...] = ()
     freshness: Mapping[str, Freshness] = field(default_factory=dict)
 
@@ -415,10 +417,14 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """What ``publish`` did: a release per target, or none and the reason why the image is withheld."""
+    """What ``publish`` did: a release per target, or none and the reason why the image is withheld.
+
+    ``stale`` are the repositories whose mirror was too far behind to publish what was built from it.
+    """
 
     releases: tuple[Release, ...]
     reason: str
+    stale: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from factory.model import Package
+from factory.model import Package, Repository
 
-BOOT_RELEVANT = ("linux-image", "grub", "shim", "dracut", "initramfs-tools", "systemd", "intel-microcode")
-"""Source or binary package name prefixes whose change can keep an instance from booting."""
+BOOT_RELEVANT = (
+    "linux-image",
+    "linux-modules",
+    "linux-signed",
+    "grub",
+    "shim",
+    "dracut",
+    "initramfs-tools",
+    "systemd",
+    "udev",
+    "kmod",
+    "cloud-init",
+    "intel-microcode",
+    "amd64-microcode",
+)
+"""Source or binary package name prefixes whose change can keep an instance from booting, or from being reached."""
+SECURITY = "security"
+"""A repository is a security suite's when its alias or one of its suites ends so (``trixie-security``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +49,22 @@ class Decision:
     reason: str
 
 
-def due(policy: str, packages: Iterable[Package], last: Published | None, *, now: datetime, force: bool) -> Decision:
+def due(
+    policy: str,
+    packages: Iterable[Package],
+    last: Published | None,
+    *,
+    now: datetime,
+    force: bool,
+    repositories: Iterable[Repository] = (),
+) -> Decision:
     """Decide whether a green image is published.
 
     Args:
         policy: ``every-night``, ``monthly`` or ``on-security``.
         last: what the line published before, or None when it never did.
         force: the operator asked for this image.
+        repositories: where its packages come from.
     """
     if force:
         return Decision(publish=True, reason="asked for by the operator")
@@ -51,14 +76,31 @@ def due(policy: str, packages: Iterable[Package], last: Published | None, *, now
         return Decision(publish=True, reason="the line publishes every night")
     if policy == "monthly":
         return Decision(publish=False, reason=f"the line publishes monthly and did so on {last.at:%Y-%m-%d}")
-    changed = changed_packages(last.packages, packages)
-    urgent = sorted({p.name for p in changed if p.origin.endswith("-security") or p.name.startswith(BOOT_RELEVANT)})
-    if urgent:
-        return Decision(publish=True, reason=f"security or boot packages changed: {', '.join(urgent)}")
-    return Decision(publish=False, reason="no security or boot package changed")
+    after = tuple(packages)
+    secure = {package.name for package in security_changes(last.packages, after, repositories)}
+    boots = {package.name for package in changed_packages(last.packages, after) if _boots(package)}
+    boots |= {package.name for package in last.packages if _boots(package)} - {package.name for package in after}
+    kinds = (("packages of a security suite", secure), ("boot packages", boots - secure))
+    said = [f"{what} changed: {', '.join(sorted(names))}" for what, names in kinds if names]
+    if said:
+        return Decision(publish=True, reason="; ".join(said))
+    return Decision(publish=False, reason=f"no security or boot package changed since {last.at:%Y-%m-%d}")
 
 
 def changed_packages(before: Iterable[Package], after: Iterable[Package]) -> tuple[Package, ...]:
     """The packages of ``after`` that ``before`` lacks or has in another version."""
     known = {(package.name, package.arch): package.version for package in before}
     return tuple(package for package in after if known.get((package.name, package.arch)) != package.version)
+
+
+def security_changes(
+    before: Iterable[Package], after: Iterable[Package], repositories: Iterable[Repository] = ()
+) -> tuple[Package, ...]:
+    """The packages of ``after`` that are new or other than in ``before`` and come from a security suite."""
+    aliases = {one.alias for one in repositories if any(suite.endswith(SECURITY) for suite in one.suites)}
+    changed = changed_packages(before, after)
+    return tuple(one for one in changed if one.origin in aliases or one.origin.endswith(SECURITY))
+
+
+def _boots(package: Package) -> bool:
+    return package.name.startswith(BOOT_RELEVANT) or package.source.startswith(BOOT_RELEVANT)
