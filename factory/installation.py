@@ -11,7 +11,7 @@ from pathlib import Path
 from factory.describe.repositories import logins
 from factory.model import Region, Site
 from factory.region.embedded import embedded_region
-from factory.system.secrets import Login, Secrets
+from factory.system.secrets import REFERENCE, Login, Secrets
 from factory.system.state import State
 
 
@@ -33,6 +33,14 @@ class Installation:
     def secrets(self) -> Secrets:
         """Where the references of the site file lead."""
         return Secrets(environment=self.environment, folder=self.site.path.parent if self.site.path else Path())
+
+    @property
+    def ledger(self) -> str | Path:
+        """Where the ledger is: the site's database, or a file in the state folder."""
+        site = self.site.ledger
+        if REFERENCE.fullmatch(site):
+            return self.secrets.read(site, place="site.toml ledger.url")
+        return site or self.state.ledger
 
     def logins(self, image: str) -> dict[str, Login]:
         """The credentials for the mirrors of one image, by address."""

@@ -17,11 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, selectinload
 
 from factory.errors import LedgerError
@@ -32,6 +29,9 @@ __all__ = ["Ledger", "RunRecord", "StageRecord", "detail_of", "summary"]
 
 _BUSY_MS = 30_000
 _MIGRATION_LOCK = 0x1F2A_C7
+_NEWEST_SCHEMA = "0001"
+_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_CONNECT_S = 10
 _GOOD = ("published", "withheld")
 _LOST = "move it away: only history is lost, and the next night starts a new one"
 
@@ -144,6 +144,7 @@ class Ledger:
         """
         with _told("its address"):
             made = sa.URL.create("sqlite", database=str(url)) if isinstance(url, Path) else sa.make_url(url)
+            made = made.set(drivername=_DRIVERS.get(made.drivername, made.drivername))
         with _told(made.render_as_string()):
             engine = _engine(made)
             try:
@@ -264,7 +265,16 @@ class Ledger:
 
 
 def _engine(url: sa.URL) -> sa.Engine:
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_MS / 1000} if url.drivername == "sqlite" else {})
+    options: dict[str, Any] = {}
+    if url.get_backend_name() == "sqlite":
+        options = {"connect_args": {"timeout": _BUSY_MS / 1000}}
+    elif url.drivername == "postgresql+psycopg":
+        # between two stages lie minutes: a connection that a firewall or a restart ended meanwhile is made anew
+        options = {
+            "pool_pre_ping": True,
+            "connect_args": {"connect_timeout": _CONNECT_S, "application_name": "factory"},
+        }
+    engine = sa.create_engine(url, **options)
     if engine.dialect.name == "sqlite":
         if url.database and url.database != ":memory:":
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -287,6 +297,13 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 def _migrate(engine: sa.Engine) -> None:
+    """Bring the schema up to date; Alembic is loaded only when it is not."""
+    if _schema(engine) == _NEWEST_SCHEMA:
+        return
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("ledger_migrations")).replace("%", "%%"))
     config.set_main_option("version_path_separator", "os")
@@ -294,21 +311,35 @@ def _migrate(engine: sa.Engine) -> None:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as unknown:
+            raise LedgerError(
+                f"the ledger '{_shown(engine.url.render_as_string())}' was written by another version of the factory",
+                facts=(("said", str(unknown)),),
+                hint=f"use that version, or {_LOST}",
+            ) from unknown
+
+
+def _schema(engine: sa.Engine) -> str:
+    """The schema's version, or nothing where there is no ledger yet."""
+    try:
+        with engine.connect() as connection:
+            return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")) or "")
+    except (OperationalError, ProgrammingError):
+        return ""
+
+
+def _shown(url: str) -> str:
+    return url.removeprefix("sqlite:///")
 
 
 @contextlib.contextmanager
 def _told(url: str) -> Iterator[None]:
     """Turn what the database layers raise into one sentence."""
-    shown = url.removeprefix("sqlite:///")
+    shown = _shown(url)
     try:
         yield
-    except CommandError as unknown:
-        raise LedgerError(
-            f"the ledger '{shown}' was written by another version of the factory",
-            facts=(("said", str(unknown)),),
-            hint=f"use that version, or {_LOST}",
-        ) from unknown
     except SQLAlchemyError as trouble:
         said = str(getattr(trouble, "orig", None) or trouble).strip().splitlines()
         raise LedgerError(

@@ -40,6 +40,9 @@ RunId = Annotated[str | None, typer.Option("--run", metavar="ID", help="A run of
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 AllowDirty = Annotated[bool, typer.Option("--allow-dirty", help="Publish descriptions that differ from their commit.")]
+AllowStale = Annotated[
+    bool, typer.Option("--allow-stale", help="Publish although a mirror is further behind than [freshness] allows.")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +142,7 @@ def ledger(here: Installation) -> Iterator[Ledger | None]:
     from factory.ledger import Ledger
 
     try:
-        opened = Ledger.open(here.state.ledger)
+        opened = Ledger.open(here.ledger)
     except LedgerError as lost:
         say("ledger", f"{lost.message}; going on without it")
         yield None

@@ -331,6 +331,22 @@ class VendorMirrorTable(Closed):
         return self
 
 
+def _ledger_address(text: str) -> str:
+    if REFERENCE.fullmatch(text):
+        return text
+    if not re.match(r"(postgresql|postgresql\+psycopg|sqlite)://", text):
+        raise ValueError("is neither a postgresql:// address nor a reference ('env:NAME', 'file:PATH') to one")
+    if re.match(r"[a-z+]+://[^/@]*:[^/@]*@", text) or "password=" in text:
+        raise ValueError("carries a password: keep the whole address in a variable or file and refer to it")
+    return text
+
+
+class LedgerTable(Closed):
+    """``[ledger]``."""
+
+    url: Annotated[Text, AfterValidator(_ledger_address)]
+
+
 class SiteFile(Closed):
     """``site.toml``."""
 
@@ -344,6 +360,7 @@ class SiteFile(Closed):
     ntp: NtpTable | None = None
     retention: RetentionTable | None = None
     notify: NotifyTable = NotifyTable()
+    ledger: LedgerTable | None = None
     otc: OtcTable = OtcTable()
     flavor: list[FlavorTable] = []
     freshness: dict[Alias, FreshnessTable] = {}
