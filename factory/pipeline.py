@@ -17,11 +17,12 @@ from factory.build import build
 from factory.describe import describe
 from factory.errors import FactoryError, LedgerError, StoreError
 from factory.gc import expect_space
+from factory.inputs.age import suite_ages
 from factory.inputs.freshness import indexes_changed
 from factory.installation import Installation
 from factory.ledger import Ledger, detail_of
 from factory.model import Artifact, Bundle, Outcome, Publication, Recipe, Rotations, Step, StoredImage, Verdict
-from factory.policy import Published, due
+from factory.policy import Decision, Published, due
 from factory.publish import publish
 from factory.retention import sweep
 from factory.rotate import rotate
@@ -56,6 +57,7 @@ class StageResult:
 class Night:
     """What a night did: ``outcome`` is published, withheld, unchanged or red, ``reason`` says why in words.
 
+    ``stale`` are repositories whose mirror is too far behind: nothing is published from them until they follow.
     ``own_cpu_s`` is the processor time of the factory itself, without the programs it called.
     """
 
@@ -67,6 +69,7 @@ class Night:
     own_cpu_s: float
     verdict: Verdict | None = None
     rotations: Rotations | None = None
+    stale: tuple[str, ...] = ()
 
 
 def nightly(
@@ -78,6 +81,7 @@ def nightly(
     say: Say,
     force: bool = False,
     allow_dirty: bool = False,
+    allow_stale: bool = False,
 ) -> Night:
     """Make one image and, when it is green, what ``<line>_latest`` means.
 
@@ -85,6 +89,7 @@ def nightly(
         ledger: where the night is recorded; None when it cannot be written, which stops nothing.
         force: make and publish an image even though nothing changed since the last one.
         allow_dirty: publish although the descriptions differ from their commit.
+        allow_stale: publish although a mirror is further behind than the site file allows.
 
     Raises:
         LineHeld: another factory works on this image here, or on its line in Glance.
@@ -94,16 +99,20 @@ def nightly(
         expect_space(here.state, NEEDED_BYTES)
         line = start(image, here=here, ledger=ledger, now=now, say=say, force=force)
         if line.unchanged_since:
-            return line.end("unchanged", f"nothing changed since run {line.unchanged_since}")
+            unchanged = f"nothing changed since run {line.unchanged_since}"
+            judge = here.site.freshness and not allow_stale
+            stale = line.stale(line.of_earlier("build", Artifact)) if judge else ()
+            # a mirror that stands still has no news: that is how it shows
+            return line.end("unchanged", f"{unchanged}, but {_said(stale)}" if stale else unchanged, stale=stale)
         recipe = line.describe()
         artifact = line.build(recipe)
         verdict = line.verify(artifact)
         if not verdict.passed:
             return line.end("red", f"{len(verdict.failures)} of {len(verdict.checks)} checks failed")
         bundle = line.sign(artifact, verdict)
-        publication = line.publish(bundle, force=force, allow_dirty=allow_dirty)
+        publication = line.publish(bundle, force=force, allow_dirty=allow_dirty, allow_stale=allow_stale)
         if not publication.releases:
-            return line.end("withheld", publication.reason)
+            return line.end("withheld", publication.reason, stale=publication.stale)
         line.rotate(publication)
         return line.end("published", publication.reason)
 
@@ -123,7 +132,12 @@ def start(
     for run in earlier[:1]:
         if not same_inputs(run, recipe, logins):
             break
-        finished = run.has("rotate") or (run.has("publish") and not run.read("publish", Publication).releases)
+        waiting = run.has("publish") and not run.read("publish", Publication).releases
+        if waiting and line.is_due(run):
+            say("describe", f"the image of run {run.id}, which was not published, is due now")
+            remove(run.file("publish"))
+            waiting = False
+        finished = run.has("rotate") or waiting
         if finished and not force:
             line.unchanged_since = run.id
         elif not finished and not is_red(run):
@@ -217,8 +231,20 @@ class Line:
             ),
         )
 
-    def publish(self, bundle: Bundle, *, force: bool = False, allow_dirty: bool = False) -> Publication:
+    def publish(
+        self, bundle: Bundle, *, force: bool = False, allow_dirty: bool = False, allow_stale: bool = False
+    ) -> Publication:
+        """Publish what is due; from a mirror that is behind nothing, and the next night asks again."""
+        if not self.run.has("publish") and not allow_stale and (stale := self.stale(bundle.artifact)):
+            return self._withhold(stale)
         return self.stage("publish", Publication, lambda: self._publish(bundle, force=force, allow_dirty=allow_dirty))
+
+    def _withhold(self, stale: tuple[str, ...]) -> Publication:
+        """Say that a green image is not published; unlike a decision of the policy, this is not kept."""
+        withheld = Publication(releases=(), reason=f"green, but not published: {_said(stale)}", stale=stale)
+        self.note("publish", "withheld", self.now(), 0.0, note=withheld.reason, detail=detail_of(withheld))
+        self.say("publish", f"withheld: {withheld.reason}")
+        return withheld
 
     def rotate(self, publication: Publication) -> Rotations:
         return self.stage("rotate", Rotations, lambda: self._rotate(publication))
@@ -226,12 +252,11 @@ class Line:
     def _publish(self, bundle: Bundle, *, force: bool, allow_dirty: bool) -> Publication:
         recipe = bundle.artifact.recipe
         if recipe.dirty and not allow_dirty:
-            return Publication(releases=(), reason="the descriptions differ from their commit; see --allow-dirty")
-        decision = due(
-            recipe.description.publish, bundle.artifact.packages, self._last_published(), now=self.now(), force=force
-        )
+            why = "the descriptions differ from their commit; see --allow-dirty"
+            return Publication(releases=(), reason=f"green, but not published: {why}")
+        decision = self._due(bundle.artifact, force=force)
         if not decision.publish:
-            return Publication(releases=(), reason=decision.reason)
+            return Publication(releases=(), reason=f"green, but not published: {decision.reason}")
         releases = []
         for target in self.here.site.targets:
             with open_store(target, state=self.here.state, say=self.saying("publish")) as store:
@@ -257,6 +282,40 @@ class Line:
             self.say("rotate", f"old images were not looked at: {trouble.message}")
             return ()
         return swept.steps
+
+    def stale(self, artifact: Artifact) -> tuple[str, ...]:
+        """The mirrors that this image was built from and that are further behind than the site file allows."""
+        ages = suite_ages(
+            artifact.lock,
+            blobs=self.here.state.blobs,
+            keyrings=artifact.recipe.keyrings,
+            wanted=self.here.site.freshness,
+            now=self.now(),
+        )
+        for age in ages:
+            if age.why:
+                self.say("publish", f"{age.alias} {age.suite}: {age.why}; its index is compared with the clock")
+        return tuple(str(age) for age in ages if age.stale)
+
+    def is_due(self, run: Run) -> bool:
+        """Whether the image of a run that was withheld would be published now."""
+        artifact = run.read("build", Artifact)
+        return not artifact.recipe.dirty and self._due(artifact, force=False).publish
+
+    def of_earlier(self, name: str, kind: type[Value]) -> Value:
+        """A stage's value of the run since which nothing changed."""
+        return self.here.state.run_of(self.run.image, self.unchanged_since).read(name, kind)
+
+    def _due(self, artifact: Artifact, *, force: bool) -> Decision:
+        recipe = artifact.recipe
+        return due(
+            recipe.description.publish,
+            artifact.packages,
+            self._last_published(),
+            now=self.now(),
+            force=force,
+            repositories=recipe.repositories,
+        )
 
     def _last_published(self) -> Published | None:
         for run in self.here.state.runs_of(self.run.image):
@@ -324,7 +383,7 @@ class Line:
         except LedgerError as lost:
             self.say("ledger", f"not recorded: {lost.message}")
 
-    def end(self, outcome: str, reason: str) -> Night:
+    def end(self, outcome: str, reason: str, *, stale: tuple[str, ...] = ()) -> Night:
         """Close the record and sum the night up."""
         self.recorded(lambda ledger: ledger.end_run(self.run.id, outcome=outcome, ended_at=self.now(), message=reason))
         return Night(
@@ -336,7 +395,12 @@ class Line:
             own_cpu_s=time.process_time(),
             verdict=self.run.read("verify", Verdict) if self.run.has("verify") else None,
             rotations=self.run.read("rotate", Rotations) if self.run.has("rotate") else None,
+            stale=stale,
         )
+
+
+def _said(stale: tuple[str, ...]) -> str:
+    return f"a mirror does not follow its archive: {'; '.join(stale)}"
 
 
 def judged(value: object) -> tuple[str, str]:

@@ -12,6 +12,7 @@ import typer
 
 from factory.cli.edge import (
     AllowDirty,
+    AllowStale,
     Image,
     Json,
     RunId,
@@ -124,16 +125,26 @@ def sign(image: Image, run: RunId = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def publish(image: Image, run: RunId = None, allow_dirty: AllowDirty = False, as_json: Json = False) -> None:
+def publish(
+    image: Image,
+    run: RunId = None,
+    allow_dirty: AllowDirty = False,
+    allow_stale: AllowStale = False,
+    as_json: Json = False,
+) -> None:
     """Upload a signed image, hidden, read its digest back, and fill the download directory."""
     from factory.model import Bundle
 
     with one_stage(image, run) as line:
-        publication = line.publish(line.run.read("sign", Bundle), force=True, allow_dirty=allow_dirty)
+        bundle = line.run.read("sign", Bundle)
+        publication = line.publish(bundle, force=True, allow_dirty=allow_dirty, allow_stale=allow_stale)
     if as_json:
         print_json("publish", publication)
-        return
-    table(*((release.dated_name, release.image_id) for release in publication.releases), ("why", publication.reason))
+    else:
+        releases = ((release.dated_name, release.image_id) for release in publication.releases)
+        table(*releases, ("why", publication.reason))
+    if publication.stale:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -155,6 +166,7 @@ def nightly(
     image: Image,
     force: Annotated[bool, typer.Option("--force", help="Make an image even though nothing changed.")] = False,
     allow_dirty: AllowDirty = False,
+    allow_stale: AllowStale = False,
     as_json: Json = False,
 ) -> None:
     """Describe, build, verify, sign, publish and rotate one image, and report."""
@@ -167,7 +179,14 @@ def nightly(
     with ledger(here) as records:
         try:
             night = pipeline.nightly(
-                image, here=here, ledger=records, now=now, say=say, force=force, allow_dirty=allow_dirty
+                image,
+                here=here,
+                ledger=records,
+                now=now,
+                say=say,
+                force=force,
+                allow_dirty=allow_dirty,
+                allow_stale=allow_stale,
             )
         except FactoryError as broken:
             announce(here, image, "broken", broken.message)
@@ -175,13 +194,15 @@ def nightly(
                 say("report", str(page_of_night(records, runs[0]) or "no page"))
             raise
         page = page_of_night(records, night.run) if records else None
-    if night.outcome == "red":
-        announce(here, image, "red", night.reason)
+    if night.outcome == "red" or night.stale:
+        announce(here, image, night.outcome, night.reason)
     if as_json:
         print_json("nightly", night)
     else:
         print_night(night, here, page)
-    if night.outcome == "red":
+    if night.stale:
+        raise typer.Exit(3)
+    if night.outcome == "red" or (night.rotations and any(one.differs for one in night.rotations.rotations)):
         raise typer.Exit(1)
 
 
