@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,13 @@ _BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----"
 _RSA_BITS = 4096
 _COMMON_NAME_CHARACTERS = 64
 _BACKDATED = timedelta(days=1)
+_ABOUT = (
+    ("country", NameOID.COUNTRY_NAME),
+    ("state", NameOID.STATE_OR_PROVINCE_NAME),
+    ("location", NameOID.LOCALITY_NAME),
+    ("organization", NameOID.ORGANIZATION_NAME),
+    ("department", NameOID.ORGANIZATIONAL_UNIT_NAME),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,7 @@ def issue(
     is_authority: bool = False,
     key_type: str = "ecdsa",
     throw_away: bool = False,
+    about: Mapping[str, str] | None = None,
 ) -> Issued:
     """Make a key and a certificate for it.
 
@@ -76,11 +84,15 @@ def issue(
         addresses: IPv4 and IPv6 addresses for subjectAltName.
         authority: who signs; None makes a self-signed certificate.
         is_authority: whether the certificate may sign others.
-        key_type: ``ecdsa`` (P-256) or ``rsa`` (4096 bit).
+        key_type: ``ecdsa`` (P-256), ``ecdsa-p384`` or ``rsa`` (4096 bit).
         throw_away: say in the subject that nobody should trust this beyond a test.
+        about: what else the subject tells: ``country``, ``state``, ``location``, ``organization``, ``department``.
+
+    Raises:
+        ValueError: a country that is not two letters, or a text that is too long.
     """
     key = _key(key_type)
-    subject = _subject(common_name, throw_away=throw_away)
+    subject = _subject(common_name, throw_away=throw_away, about=about or {})
     issuer_key = authority.key if authority else key
     builder = (
         x509.CertificateBuilder()
@@ -91,7 +103,7 @@ def issue(
         .not_valid_before(now - _BACKDATED)
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None), critical=True)
-        .add_extension(_usage(is_authority=is_authority), critical=True)
+        .add_extension(_usage(is_authority=is_authority, encipherment=key_type == "rsa"), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
@@ -146,21 +158,28 @@ def covers(certificate: x509.Certificate, item: str) -> bool:
 def _key(key_type: str) -> PrivateKey:
     if key_type == "rsa":
         return rsa.generate_private_key(public_exponent=65537, key_size=_RSA_BITS)
-    return ec.generate_private_key(ec.SECP256R1())
+    return ec.generate_private_key(ec.SECP384R1() if key_type == "ecdsa-p384" else ec.SECP256R1())
 
 
-def _subject(common_name: str, *, throw_away: bool) -> x509.Name:
-    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, common_name[:_COMMON_NAME_CHARACTERS])]
+def _subject(common_name: str, *, throw_away: bool, about: Mapping[str, str]) -> x509.Name:
+    found = [(oid, about[name]) for name, oid in _ABOUT if about.get(name, "").strip()]
     if throw_away:
-        attributes.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, THROW_AWAY))
-    return x509.Name(attributes)
+        found.append((NameOID.ORGANIZATION_NAME, THROW_AWAY))
+    found.append((NameOID.COMMON_NAME, common_name[:_COMMON_NAME_CHARACTERS]))
+    return x509.Name([x509.NameAttribute(oid, text) for oid, text in found])
 
 
-def _usage(*, is_authority: bool) -> x509.KeyUsage:
+def subject_of(certificate: x509.Certificate) -> dict[str, str]:
+    """What a certificate's subject tells beside the common name, as :func:`issue` takes it in ``about``."""
+    found = {name: certificate.subject.get_attributes_for_oid(oid) for name, oid in _ABOUT}
+    return {name: str(values[0].value) for name, values in found.items() if values}
+
+
+def _usage(*, is_authority: bool, encipherment: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not is_authority,
         content_commitment=False,
-        key_encipherment=False,
+        key_encipherment=encipherment and not is_authority,
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=is_authority,
