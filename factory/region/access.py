@@ -65,7 +65,10 @@ class Gate:
 
     def system(self) -> RegisteredSystem:
         """The system whose Basic credentials came with the request; raises a 401 otherwise."""
-        sent = request.authorization
+        try:
+            sent = request.authorization
+        except ValueError:  # not in ASCII
+            sent = None
         if sent is None or sent.type != "basic":
             raise Refused("Please provide valid credentials", _UNAUTHORIZED)
         token = None if self.verifies else request.headers.get(TOKEN_HEADER)

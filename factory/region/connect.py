@@ -15,6 +15,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from factory.region.access import TOKEN_HEADER, Gate, Refused
+from factory.region.bodies import body_bytes
 from factory.region.catalogue import Catalogue
 from factory.region.products import Product
 from factory.region.registrations import BYOS, PAYG, RegisteredSystem
@@ -264,7 +265,7 @@ class _Calls:
 
 def _body() -> Mapping[str, Any]:
     """The request's JSON object, GET requests' too; an absent body is an empty object."""
-    sent = request.get_data()
+    sent = body_bytes()
     if not sent:
         return {}
     try:

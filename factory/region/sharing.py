@@ -34,6 +34,7 @@ from flask import Blueprint, Response, jsonify, request
 
 from factory import __version__
 from factory.errors import InputFault, RegionError
+from factory.region.bodies import body_bytes
 from factory.region.products import Product
 from factory.region.registrations import MODES, PAYG, Registrations, SharedSystem
 from factory.system.files import write_whole
@@ -311,7 +312,7 @@ def sharing_api(secret: str, registrations: Registrations, products: Sequence[Pr
     @api.post("")
     def take() -> Response:
         try:
-            registrations.take(_read(request.get_data(), by_id))
+            registrations.take(_read(body_bytes(), by_id))
         except ValueError as wrong:
             return _error(str(wrong), 422)
         return Response(status=204)
@@ -319,7 +320,7 @@ def sharing_api(secret: str, registrations: Registrations, products: Sequence[Pr
     @api.delete("")
     def forget() -> Response:
         try:
-            registrations.take_away(_login(_object(request.get_data())))
+            registrations.take_away(_login(_object(body_bytes())))
         except ValueError as wrong:
             return _error(str(wrong), 422)
         return Response(status=204)
