@@ -285,6 +285,7 @@ class Site:
     ntp_servers: tuple[str, ...] = ()
     retention: Retention | None = None
     notify: Notify = field(default_factory=Notify)
+    instance_verification: str = "none"
     ledger: str = ""
     flavors: tuple[Flavor, ...] = ()
     freshness: Mapping[str, Freshness] = field(default_factory=dict)

@@ -152,6 +152,7 @@ def load_site(path: Path | None, *, pems_exist: bool = True) -> Site:
         ntp_servers=tuple(read.ntp.servers) if read.ntp else (),
         retention=Retention(**read.retention.model_dump()) if read.retention else None,
         notify=Notify(**read.notify.model_dump()),
+        instance_verification=read.update_server.verification,
         ledger=read.ledger.url if read.ledger else "",
         flavors=flavors(read),
         freshness=freshness(read),

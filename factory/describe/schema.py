@@ -255,6 +255,12 @@ class TargetTable(Closed):
     signature: SignatureTable | None = None
 
 
+class UpdateServerTable(Closed):
+    """``[update_server]``: what the real update servers do, for what is decided about them."""
+
+    verification: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] = "none"
+
+
 class CapabilityTable(Closed):
     """``[[otc.capability]]``."""
 
@@ -360,6 +366,7 @@ class SiteFile(Closed):
     ntp: NtpTable | None = None
     retention: RetentionTable | None = None
     notify: NotifyTable = NotifyTable()
+    update_server: UpdateServerTable = UpdateServerTable()
     ledger: LedgerTable | None = None
     otc: OtcTable = OtcTable()
     flavor: list[FlavorTable] = []
