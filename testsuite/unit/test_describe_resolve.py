@@ -76,6 +76,8 @@ def test_two_resolutions_give_the_same_digests(region: Region, recipe: Recipe, t
 
 def test_the_umask_and_times_do_not_count(region: Region, recipe: Recipe, copy: Path, tmp_path: Path) -> None:
     for path in (copy / "descriptions").rglob("*"):
+        if path.is_symlink():
+            continue  # one leads to /dev/null, whose mode is everybody's
         path.chmod(path.stat().st_mode & 0o700)
         os.utime(path, (1, 1))
     before = os.umask(0o077)
