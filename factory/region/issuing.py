@@ -34,8 +34,8 @@ VALID_DAYS = 10 * 365
 class Wanted:
     """A certificate to make; ``host`` names the files and is the common name.
 
-    Without ``key_type`` a first key is RSA, and a renewed one of the old one's kind. What ``about`` does not tell of the
-    subject is kept in a renewal too.
+    Without ``key_type`` a first key is RSA, and a renewed one of the old one's kind. What ``about`` does not tell of
+    the subject is kept in a renewal too.
     """
 
     host: str
