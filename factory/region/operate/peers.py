@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,3 +193,50 @@ def write_ca_folder(folder: Path, authorities: Sequence[str]) -> tuple[Path, ...
         write_whole(path, pem)
         made.append(path)
     return tuple(made)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_sharing(
+    found: Sequence[Sharing],
+    folder: Path,
+    *,
+    secret: str,
+    pins: Mapping[str, str],
+    offline: bool,
+    say: Callable[[str], None],
+) -> tuple[Path, ...]:
+    """Write, for each server that has peers, its section of ``rmt.conf`` and the folder of its peers' CAs.
+
+    Args:
+        pins: the fingerprint of a server's CA by the server's name; without one, that of the site's PEM counts.
+        offline: take the CA from the site's PEM instead of from the server.
+
+    Raises:
+        InputFault: a pin is for no server.
+        NotGood: a server shows another CA than the pinned one; nothing was written.
+        RegionError: a server does not answer; nothing was written.
+    """
+    peers = {peer.name: peer for one in found for peer in one.peers}
+    if strange := sorted(pins.keys() - peers.keys()):
+        raise InputFault(f"--pin names no update server with peers: {', '.join(strange)}")
+    authorities = {name: _authority(peer, pins.get(name), offline=offline) for name, peer in peers.items()}
+    made: list[Path] = []
+    for one in found:
+        if not one.peers:
+            say(f"{one.server}: no peers in region {one.region}; with one server there is nothing to fall back to")
+            continue
+        section = folder / one.server / "regsharing.yml"
+        write_whole(section, one.section(secret), mode=0o600)
+        made.append(section)
+        made += write_ca_folder(
+            folder / one.server / CA_PATH.lstrip("/"), [authorities[peer.name] for peer in one.peers]
+        )
+    return tuple(made)
+
+
+def _authority(server: Server, pin: str | None, *, offline: bool) -> str:
+    text = server.pem.read_text()
+    wanted = pin or pin_of(text)
+    return pinned(text.encode(), wanted, server=server.name) if offline else fetch_ca(server, pin=wanted)
