@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from factory.model import Package
-from factory.policy import Published, changed_packages, due
+from factory.model import Package, Repository
+from factory.policy import Published, changed_packages, due, security_changes
 
 NOW = datetime(2026, 11, 21, 2, tzinfo=UTC)
 TODAY = datetime(2026, 11, 20, 2, tzinfo=UTC)
@@ -23,6 +23,12 @@ UNTOUCHED = OLD
 LEAF = (package("bash", "2"), *OLD[1:])
 SECURITY = (OLD[0], package("openssl", "2", "debian-security"), OLD[2])
 KERNEL = (*OLD[:2], package("linux-image-amd64", "2"))
+VENDOR = (package("bash", "2", "updates"), *OLD[1:])
+SIGNED_KERNEL = (*OLD, Package(name="vmlinuz", version="1", arch="amd64", source="linux-signed-amd64"))
+REPOSITORIES = (
+    Repository(alias="debian", url="", suites=("trixie", "trixie-updates")),
+    Repository(alias="updates", url="", suites=("trixie-security",)),
+)
 
 
 @pytest.mark.parametrize(
@@ -39,11 +45,16 @@ KERNEL = (*OLD[:2], package("linux-image-amd64", "2"))
         ("on-security", SECURITY, TODAY, False, True, "openssl"),
         ("on-security", KERNEL, TODAY, False, True, "linux-image-amd64"),
         ("on-security", LEAF, LAST_MONTH, False, True, "2026-11"),
+        ("on-security", VENDOR, TODAY, False, True, "security suite changed: bash"),
+        ("on-security", SIGNED_KERNEL, TODAY, False, True, "boot packages changed: vmlinuz"),
+        ("on-security", OLD[:2], TODAY, False, True, "boot packages changed: linux-image-amd64"),
+        ("on-security", (*SECURITY[:2], *KERNEL[2:]), TODAY, False, True, "openssl; boot packages changed"),
+        ("on-security", UNTOUCHED, None, False, True, "no published image"),
     ],
 )
 def test_due(policy, packages, last, force, publish, says) -> None:
     before = None if last is None else Published(at=last, packages=OLD)
-    decision = due(policy, packages, before, now=NOW, force=force)
+    decision = due(policy, packages, before, now=NOW, force=force, repositories=REPOSITORIES)
     assert decision.publish is publish
     assert says in decision.reason
 
@@ -51,3 +62,21 @@ def test_due(policy, packages, last, force, publish, says) -> None:
 def test_changed_packages_are_new_ones_and_other_versions() -> None:
     after = (package("bash", "2"), package("openssl"), package("zsh"))
     assert [one.name for one in changed_packages(OLD, after)] == ["bash", "zsh"]
+
+
+@pytest.mark.parametrize("policy", ["every-night", "monthly", "on-security"])
+def test_whatever_the_policy_each_month_has_an_image(policy: str) -> None:
+    """A year of nights in which nothing ever changes."""
+    last, published = None, []
+    for day in range(365):
+        night = datetime(2026, 1, 1, 2, tzinfo=UTC) + timedelta(days=day)
+        if due(policy, OLD, last, now=night, force=False).publish:
+            last = Published(at=night, packages=OLD)
+            published.append(night)
+    assert {one.month for one in published} == set(range(1, 13))
+    assert len(published) == (365 if policy == "every-night" else 12)
+
+
+def test_a_package_that_only_moved_into_the_security_suite_did_not_change() -> None:
+    moved = (package("bash", "1", "debian-security"), *OLD[1:])
+    assert security_changes(OLD, moved) == ()
