@@ -1,31 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger on real SQLite files: what is recorded is read back; damage and company stop nothing."""
+"""The ledger, on real SQLite files and a real PostgreSQL: what is recorded is read back; damage stops nothing."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import psycopg
 import pytest
-from hypothesis import given, settings
+import sqlalchemy
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from factory import ledger as ledger_module
 from factory.errors import LedgerError, SandboxError
 from factory.ledger import Ledger, age, detail_of, status_of, summary
 from factory.ledger_detail import CONSOLE_LINES, console_end, without_password
 from factory.model import Bundle, Publication, Role, Rotations
 from factory.system.state import Run
 from testsuite import samples
+from testsuite.postgres import database, programs, server
 
 NIGHT = samples.NIGHT
 
 
+_databases = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """The folder of the socket of a PostgreSQL; a skip at a desk that has none."""
+    if programs() is None:
+        assert not os.environ.get("CI"), "PostgreSQL is not installed (packages/apt.txt)"
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with server() as socket:
+        yield socket
+
+
+def address(request: pytest.FixtureRequest, kind: str, folder: Path) -> str | Path:
+    """Where a new ledger of a kind is."""
+    if kind == "sqlite":
+        return folder / "ledger.sqlite"
+    return database(request.getfixturevalue("postgres"), f"ledger{next(_databases)}")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request, tmp_path: Path):
+    """Where a ledger can be made, in either database."""
+    return address(request, request.param, tmp_path)
+
+
 @pytest.fixture
-def ledger(tmp_path: Path):
+def ledger(place):
+    with Ledger.open(place) as opened:
+        yield opened
+
+
+@pytest.fixture
+def sqlite_ledger(tmp_path: Path):
     with Ledger.open(tmp_path / "ledger.sqlite") as opened:
         yield opened
 
@@ -129,13 +173,80 @@ def test_times_of_any_zone_are_kept_as_utc(ledger):
     assert (found, found.utcoffset()) == (NIGHT, timedelta(0))
 
 
-def test_forgotten_runs_take_their_stages_along(ledger, tmp_path):
+def test_forgotten_runs_take_their_stages_along(ledger):
     night(ledger, 20, "published")
     night(ledger, 21, "published")
     ledger.forget([name(20), "never-was-there"])
     assert [run.id for run in ledger.runs()] == [name(21)]
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as raw:
-        assert raw.execute("SELECT count(*) FROM stages").fetchone() == (1,)
+    assert raw(ledger, "SELECT run_id, stage FROM stages") == [(name(21), "build")]
+
+
+def raw(ledger: Ledger, statement: str) -> list[tuple]:
+    """What the database itself answers."""
+    with ledger._engine.begin() as connection:
+        found = connection.execute(sqlalchemy.text(statement))
+        return [tuple(row) for row in found] if found.returns_rows else []
+
+
+def test_the_schema_is_made_once_and_as_the_models_say(place):
+    for _ in range(2):
+        with Ledger.open(place) as opened:
+            assert raw(opened, "SELECT version_num FROM alembic_version") == [(ledger_module._NEWEST_SCHEMA,)]
+            with opened._engine.connect() as connection:
+                context = MigrationContext.configure(connection, opts={"compare_type": False})
+                tables = ledger_module._Base.metadata.tables
+                changes = [
+                    one for one in compare_metadata(context, ledger_module._Base.metadata) if "index" not in one[0]
+                ]
+                assert {table for table in tables if connection.dialect.has_table(connection, table)} == set(tables)
+                assert changes == []
+    scripts = ScriptDirectory(str(Path(ledger_module.__file__).with_name("ledger_migrations")))
+    assert scripts.get_current_head() == ledger_module._NEWEST_SCHEMA
+
+
+def test_the_schema_goes_down_and_up_again(place):
+    with Ledger.open(place) as opened:
+        night(opened, 21, "published")
+        config = Config()
+        config.set_main_option("script_location", str(Path(ledger_module.__file__).with_name("ledger_migrations")))
+        with opened._engine.execution_options(factory_writes=True).begin() as connection:
+            config.attributes["connection"] = connection
+            command.downgrade(config, "base")
+            assert not connection.dialect.has_table(connection, "runs")
+    with Ledger.open(place) as again:
+        assert again.runs() == ()
+        night(again, 22, "published")
+        assert [run.id for run in again.runs()] == [name(22)]
+
+
+def test_factories_that_open_a_new_ledger_at_once_make_it_once(place):
+    def work(day: int) -> str:
+        with Ledger.open(place) as opened:
+            return night(opened, day, "published")
+
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(work, range(10, 22)))
+    with Ledger.open(place) as opened:
+        assert [run.id for run in opened.runs()] == sorted(made, reverse=True)
+        assert all(len(run.stages) == 1 for run in opened.runs())
+
+
+def test_a_postgresql_that_was_restarted_is_asked_again(postgres):
+    with Ledger.open(database(postgres, f"ledger{next(_databases)}")) as opened:
+        night(opened, 20, "published")
+        with psycopg.connect(host=str(postgres), user="factory", dbname="postgres", autocommit=True) as other:
+            ended = other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'factory'"
+            ).fetchall()
+        assert ended, "no connection was open"
+        night(opened, 21, "published")
+        assert [run.id for run in opened.runs()] == [name(21), name(20)]
+
+
+def test_a_postgresql_that_is_away_is_one_clear_error(tmp_path):
+    with pytest.raises(LedgerError, match="cannot be used") as told:
+        Ledger.open(f"postgresql://factory:s3cret@/ledger?host={tmp_path}")
+    assert "s3cret" not in "".join(told.value.lines())
 
 
 def test_the_ledger_is_migrated_once_and_opened_again(tmp_path):
@@ -149,14 +260,14 @@ def test_the_ledger_is_migrated_once_and_opened_again(tmp_path):
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_writer_waits_for_another_that_began_earlier(ledger, tmp_path):
+def test_a_writer_waits_for_another_that_began_earlier(sqlite_ledger, tmp_path):
     """One that only reads at first would see an old state, and SQLite would refuse its write once the other is done."""
-    night(ledger, 20, "published")
+    night(sqlite_ledger, 20, "published")
     failures: list[BaseException] = []
 
     def write() -> None:
         try:
-            night(ledger, 21, "published")
+            night(sqlite_ledger, 21, "published")
         except LedgerError as failed:
             failures.append(failed)
 
@@ -171,7 +282,7 @@ def test_a_writer_waits_for_another_that_began_earlier(ledger, tmp_path):
     other.close()
     writer.join(20)
     assert failures == []
-    assert [run.message for run in ledger.runs()] == ["why", "other"]
+    assert [run.message for run in sqlite_ledger.runs()] == ["why", "other"]
 
 
 def overwrite_middle(path: Path) -> None:
@@ -206,14 +317,20 @@ def test_a_damaged_ledger_is_one_clear_error(tmp_path, case):
     assert "only history is lost" in told.value.hint
 
 
-def test_damage_while_open_is_a_ledger_error_too(ledger, tmp_path):
+def test_damage_while_open_is_a_ledger_error_too(ledger):
     night(ledger, 21, "published")
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as raw:
-        raw.execute("DROP TABLE stages")
+    raw(ledger, "DROP TABLE stages")
     with pytest.raises(LedgerError, match="cannot be used"):
         ledger.runs()
     with pytest.raises(LedgerError, match="cannot be used"):
         night(ledger, 22, "published")
+
+
+def test_a_ledger_of_a_newer_factory_is_refused(place):
+    with Ledger.open(place) as opened:
+        raw(opened, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(LedgerError, match="another version of the factory"):
+        Ledger.open(place)
 
 
 def test_a_ledger_of_a_newer_factory_is_not_touched(tmp_path):
@@ -360,13 +477,13 @@ def test_ages_are_told_in_the_unit_that_fits(minutes, words):
     assert age(timedelta(minutes=minutes)) == words
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=50))
-def test_any_text_is_kept_as_it_is(text):
-    with Ledger.open("sqlite://") as opened:
-        opened.record_stage(
-            "a-b-c", "build", outcome="done", started_at=NIGHT, seconds=1, message=text, detail={"said": text}
-        )
-        found = opened.run("a-b-c").stages[0]
-        assert found.detail == {"said": text}
-        assert found.message == text.replace("\0", "\u2400")
+@example("\0 \ud7ff \U0010ffff")
+def test_any_text_is_kept_as_it_is(ledger, text):
+    ledger.record_stage(
+        "a-b-c", "build", outcome="done", started_at=NIGHT, seconds=1, message=text, detail={"said": text}
+    )
+    found = ledger.run("a-b-c").stages[0]
+    assert found.detail == {"said": text}
+    assert found.message == text.replace("\0", "\u2400")

@@ -20,9 +20,11 @@ from factory.inputs.freshness import indexes_changed
 from factory.inputs.lock import lock_text, write_lock
 from factory.inputs.recorder import Origin, Recorder
 from factory.inputs.upstream import Upstream
+from factory.installation import Installation
 from factory.model import Repository
 from factory.region.certificates import issue
 from factory.system.secrets import Login, Secrets
+from factory.system.state import State
 from testsuite.repository import NOW, Archive, make_key
 
 USER, PASSWORD = "customer-4711", "s3cret: of the vendor"
@@ -220,3 +222,34 @@ def test_a_mistake_in_the_table_is_told(tmp_path, case) -> None:
         load_site(site(tmp_path, SITE.replace(old, new)))
     assert "repositories.debian13.debian" in "\n".join(caught.value.lines())
     assert words in "\n".join(caught.value.lines())
+
+
+# -- the address of the ledger, which may hold a password too ----------------------------------------------------------
+
+
+LEDGERS = {
+    "plain": ('"postgresql://factory@db.example/ledger"', "postgresql://factory@db.example/ledger"),
+    "variable": ('"env:LEDGER"', "postgresql://f:s3cret@db.example/ledger"),
+    "file": ('"file:vendor-password"', PASSWORD),
+    "none": ("", "ledger.sqlite"),
+}
+
+
+@pytest.mark.parametrize("case", LEDGERS)
+def test_the_ledger_is_where_the_site_says(tmp_path, case) -> None:
+    written, expected = LEDGERS[case]
+    path = site(tmp_path, f"[ledger]\nurl = {written}\n" if written else "")
+    environment = {"LEDGER": "postgresql://f:s3cret@db.example/ledger"}
+    here = Installation(project=tmp_path, state=State(path=tmp_path), site=load_site(path), environment=environment)
+    assert str(here.ledger).endswith(expected)
+    assert "s3cret" not in repr(here)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://f:s3cret@db.example/x", "postgresql://db.example/x?password=s3cret", "mysql://db/x", "db"]
+)
+def test_a_ledgers_address_with_a_password_or_of_another_kind_is_refused(tmp_path, url) -> None:
+    with pytest.raises(InputFault) as caught:
+        load_site(site(tmp_path, f'[ledger]\nurl = "{url}"\n'))
+    assert "ledger.url" in "\n".join(caught.value.lines())
+    assert "s3cret" not in "\n".join(caught.value.lines())
