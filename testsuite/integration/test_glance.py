@@ -31,7 +31,7 @@ from factory.store.recovery import foreign, recover
 from factory.system.clock import now
 from factory.system.openstack import connect
 from testsuite.fakes.bundles import BUILT, make_bundle
-from testsuite.fakes.readers import expect_never_broken, expect_order
+from testsuite.fakes.readers import expect_order
 from testsuite.integration.cloud_fixtures import Tenant
 
 pytestmark = pytest.mark.needs_glance
@@ -197,10 +197,7 @@ def test_polling_readers_meet_no_duplicate_and_hardly_a_gap(
     assert answers.count(None) <= 2
 
 
-# -- killed at every request ------------------------------------------------------------------------------------------
-
-WRITES = ("POST", "PUT", "PATCH", "DELETE")
-REQUESTS_OF_A_NIGHT = 8
+# -- killed in the middle of a request (test_glance_killed.py: at every request) ---------------------------------------
 
 
 @contextlib.contextmanager
@@ -221,64 +218,6 @@ def other_process(work: Callable[[], object], trace: Path) -> Iterator[int]:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-
-
-def run_and_kill(tenant: Tenant, bundle: Bundle, trace: Path, *, kill_at: int, moment: str) -> int:
-    """A real process that runs a night and stops itself with SIGKILL at its N-th writing request; its status."""
-    count = 0
-
-    def observe(when: str, name: str) -> None:
-        nonlocal count
-        if name.startswith(WRITES):
-            count += when == "before"
-            if count == kill_at and when == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    with other_process(lambda: night(bundle, tenant.store(observer=observe)), trace) as child:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert not trace.exists(), trace.read_text()
-    return status
-
-
-def kill_points() -> list[object]:
-    points: list[object] = []
-    for number in range(1, REQUESTS_OF_A_NIGHT + 1):
-        # what the store holds before a request is what it holds after the one before
-        marks = () if number == 1 else (pytest.mark.slow,)
-        points.append(pytest.param(number, "before", marks=marks, id=f"before-{number}"))
-        points.append(pytest.param(number, "after", id=f"after-{number}"))
-    return points
-
-
-@pytest.mark.parametrize(("kill_at", "moment"), kill_points())
-def test_a_killed_night_is_finished_by_the_next(
-    tenant: Tenant, nights: Callable[[str], list[Bundle]], readers: Readers, tmp_path: Path, kill_at: int, moment: str
-) -> None:
-    line = f"Kill_{tenant.name}"
-    bundles = nights(line)
-    store = tenant.store()
-    for bundle in bundles[:2]:
-        night(bundle, store)
-    assert run_and_kill(tenant, bundles[2], tmp_path / "trace", kill_at=kill_at, moment=moment) == -signal.SIGKILL
-    expect_never_broken(store.list_line(line), line, prev=True)
-    assert readers.sdk(f"{line}_latest") is not None
-    assert readers.sdk(f"{line}_prev") is not None
-    new = night(bundles[2], store)
-    expect_order(store.list_line(line), line, prev=True)
-    assert readers.sdk(f"{line}_latest") == new
-    assert readers.plain(f"{line}_latest") == [new]
-    assert len(store.list_line(line)) == 3
-
-
-def test_a_night_of_the_kill_test_has_so_many_requests(
-    tenant: Tenant, nights: Callable[[str], list[Bundle]], tmp_path: Path
-) -> None:
-    bundles = nights(f"Count_{tenant.name}")
-    for bundle in bundles[:2]:
-        night(bundle, tenant.store())
-    beyond = REQUESTS_OF_A_NIGHT + 1
-    assert run_and_kill(tenant, bundles[2], tmp_path / "trace", kill_at=beyond, moment="before") == 0
-    assert run_and_kill(tenant, bundles[2], tmp_path / "trace", kill_at=1, moment="before") == 0
 
 
 def test_killed_in_the_middle_of_the_upload(tenant: Tenant, tmp_path: Path) -> None:
@@ -386,31 +325,15 @@ def test_a_foreign_hand_on_the_latest_is_repaired(
 # -- what has outlived its promise -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kill_at", "moment"), [(0, ""), (1, "before"), (1, "after"), (2, "after")])
-def test_a_sweep_deletes_what_may_go_also_when_it_was_killed(
-    tenant: Tenant, nights: Callable[[str], list[Bundle]], readers: Readers, tmp_path: Path, kill_at: int, moment: str
-) -> None:
+def test_a_sweep_deletes_what_may_go(tenant: Tenant, nights: Callable[[str], list[Bundle]], readers: Readers) -> None:
     line = f"Sweep_{tenant.name}"
     store = tenant.store()
     oldest, prev, latest = (night(bundle, store) for bundle in nights(line))
+    assert sweep(line, store=store, now=now(), say=silent).steps == ()
     store.patch(oldest, {"imgfactory_keep_until": "2026-01-01"})
-    count = 0
-
-    def observe(when: str, name: str) -> None:
-        nonlocal count
-        if name.startswith(WRITES):
-            count += when == "before"
-            if count == kill_at and when == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    trace = tmp_path / "trace"
-    with other_process(lambda: sweep(line, store=tenant.store(observer=observe), now=now(), say=silent), trace) as pid:
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status == (-signal.SIGKILL if kill_at else 0), trace.read_text() if trace.exists() else ""
-    assert readers.sdk(f"{line}_latest") == latest
-    recover(store, line, now=now(), say=silent)
     sweep(line, store=store, now=now(), say=silent)
     assert [image.id for image in store.list_line(line)] == [latest, prev]
+    assert readers.sdk(f"{line}_latest") == latest
     expect_order(store.list_line(line), line, prev=True)
 
 
