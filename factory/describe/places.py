@@ -28,6 +28,10 @@ _TOML_PLACE = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _QUOTES = ('"""', "'''")
 
 
+class HoldsSecret(ValueError):
+    """What is wrong with a value that may hold a secret, and so is not shown."""
+
+
 def read_toml(path: Path, schema: type[Table], *, shown: str) -> Table:
     """Read ``path`` and hold it against ``schema``.
 
@@ -193,7 +197,8 @@ def _fault(
     if kind == "literal_error":
         return Fault(place=where, problem=f"{_quoted(given)} is not allowed", cure=f"one of {context.get('expected')}")
     if kind == "value_error":
-        return Fault(place=where, problem=f"{_quoted(given)}: {context.get('error')}")
+        shown = "" if isinstance(context.get("error"), HoldsSecret) else f"{_quoted(given)}: "
+        return Fault(place=where, problem=f"{shown}{context.get('error')}")
     if kind.endswith("_type") and kind.removesuffix("_type") in _KINDS:
         wanted = _KINDS[kind.removesuffix("_type")]
         return Fault(place=where, problem=f"is {_kind(given)}", cure=f"write {wanted}")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from factory.describe.places import HoldsSecret
 from factory.system.secrets import REFERENCE
 
 _ADDRESS = re.compile(r"https?://[^\s/?#\"'<>\\]+(/[^\s?#\"'<>\\]*)?")
@@ -19,7 +20,7 @@ def _web_address(text: str) -> str:
     if not _ADDRESS.fullmatch(text):
         raise ValueError("is not an http or https address")
     if "@" in text.split("/")[2]:
-        raise ValueError("carries a user name or password: it would end up in images, logs and reports")
+        raise HoldsSecret("carries a user name or password: it would end up in images, logs and reports")
     return text.rstrip("/")
 
 
@@ -317,7 +318,7 @@ class NotifyTable(Closed):
 
 def _reference(text: str) -> str:
     if not REFERENCE.fullmatch(text):
-        raise ValueError("is not a reference: write 'env:NAME' or 'file:PATH', never the secret itself")
+        raise HoldsSecret("is not a reference: write 'env:NAME' or 'file:PATH', never the secret itself")
     return text
 
 
@@ -341,9 +342,9 @@ def _ledger_address(text: str) -> str:
     if REFERENCE.fullmatch(text):
         return text
     if not re.match(r"(postgresql|postgresql\+psycopg|sqlite)://", text):
-        raise ValueError("is neither a postgresql:// address nor a reference ('env:NAME', 'file:PATH') to one")
+        raise HoldsSecret("is neither a postgresql:// address nor a reference ('env:NAME', 'file:PATH') to one")
     if re.match(r"[a-z+]+://[^/@]*:[^/@]*@", text) or "password=" in text:
-        raise ValueError("carries a password: keep the whole address in a variable or file and refer to it")
+        raise HoldsSecret("carries a password: keep the whole address in a variable or file and refer to it")
     return text
 
 

@@ -222,6 +222,7 @@ def test_a_mistake_in_the_table_is_told(tmp_path, case) -> None:
         load_site(site(tmp_path, SITE.replace(old, new)))
     assert "repositories.debian13.debian" in "\n".join(caught.value.lines())
     assert words in "\n".join(caught.value.lines())
+    assert not any(secret in "\n".join(caught.value.lines()) for secret in ("customer-4711", "u:p@"))
 
 
 # -- the address of the ledger, which may hold a password too ----------------------------------------------------------
