@@ -177,6 +177,7 @@ def _rotation(value: Rotation) -> Detail:
         "steps": [one.name for one in value.steps],
         "gap_s": round(value.gap_s, 3),
         "rotated_at": value.rotated_at.isoformat(),
+        "differs": list(value.differs),
     }
 
 
@@ -188,6 +189,9 @@ def _image(value: StoredImage) -> Detail:
         "hidden": value.hidden,
         "visibility": value.visibility,
         "dated_name": value.dated_name,
+        "generation": value.generation,
+        "owner": value.owner,
+        "uuid_validity": value.properties.get("uuid_validity", ""),
         "size_bytes": value.size_bytes,
         "created_at": value.created_at.isoformat(),
     }

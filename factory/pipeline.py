@@ -23,6 +23,7 @@ from factory.installation import Installation
 from factory.ledger import Ledger, detail_of
 from factory.model import Artifact, Bundle, Outcome, Publication, Recipe, Rotations, Step, StoredImage, Verdict
 from factory.policy import Decision, Published, due
+from factory.promises import NIGHT, Promise
 from factory.publish import publish
 from factory.retention import sweep
 from factory.rotate import rotate
@@ -35,6 +36,7 @@ from factory.system.lock import exclusive
 from factory.system.secrets import Login
 from factory.system.state import Run
 from factory.verify import verify
+from factory.watch import promises_of
 
 NEEDED_BYTES = 6 << 30
 """Free space a night wants before it starts: root tree and raw disk where memory is short, image, logs."""
@@ -58,6 +60,7 @@ class Night:
     """What a night did: ``outcome`` is published, withheld, unchanged or red, ``reason`` says why in words.
 
     ``stale`` are repositories whose mirror is too far behind: nothing is published from them until they follow.
+    ``promises`` are those to users that are broken, or will be before the next night.
     ``own_cpu_s`` is the processor time of the factory itself, without the programs it called.
     """
 
@@ -70,6 +73,7 @@ class Night:
     verdict: Verdict | None = None
     rotations: Rotations | None = None
     stale: tuple[str, ...] = ()
+    promises: tuple[Promise, ...] = ()
 
 
 def nightly(
@@ -396,7 +400,22 @@ class Line:
             verdict=self.run.read("verify", Verdict) if self.run.has("verify") else None,
             rotations=self.run.read("rotate", Rotations) if self.run.has("rotate") else None,
             stale=stale,
+            promises=self.promises(),
         )
+
+    def promises(self) -> tuple[Promise, ...]:
+        """What will be broken of what users were promised unless the next night mends it; each is said."""
+        found = promises_of(
+            self.run.read("describe", Recipe).description,
+            here=self.here,
+            ledger=self.ledger,
+            now=self.now(),
+            say=self.saying("promises"),
+            ahead=NIGHT,
+        )
+        for one in found or ():
+            self.say("promises", str(one))
+        return found or ()
 
 
 def _said(stale: tuple[str, ...]) -> str:

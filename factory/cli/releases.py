@@ -26,7 +26,10 @@ from factory.cli.edge import (
 from factory.errors import FactoryError, InputFault
 
 if TYPE_CHECKING:
+    from factory.installation import Installation
+    from factory.ledger import Ledger
     from factory.model import Step
+    from factory.promises import Promise
 
 
 @app.command("list")
@@ -52,19 +55,38 @@ def list_images(as_json: Json = False) -> None:
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Each image's last run, its outcome, and what is published."""
+    """Each image's last run, its outcome, what is published, and which promises about it are at risk."""
     from factory.describe import images
     from factory.ledger import summary
 
     here = installation()
     with ledger(here) as records:
         found = [] if records is None else summary(records, images(here.project), now=clock())
+        for row in found:
+            row["promises"] = promises(here, str(row["image"]), records)
     if as_json:
         print_json("status", found)
         return
     for row in found:
+        broken = row.pop("promises")
         table(*((name, "-" if value in {None, ""} else str(value)) for name, value in row.items()))
+        table(("promises", "not known" if broken is None else "kept" if not broken else ""))
+        for one in broken or ():
+            print(f"  {one}")
         print()
+
+
+def promises(here: Installation, image: str, records: Ledger | None) -> tuple[Promise, ...] | None:
+    """The promises of an image's line that are at risk; None when nobody can tell."""
+    from factory.describe import load_description
+    from factory.watch import promises_of
+
+    try:
+        description = load_description(here.project, image)
+    except InputFault as faulty:
+        saying("promises")(faulty.message)
+        return None
+    return promises_of(description, here=here, ledger=records, now=clock(), say=saying("promises"))
 
 
 @app.command()

@@ -190,6 +190,10 @@ def nightly(
             )
         except FactoryError as broken:
             announce(here, image, "broken", broken.message)
+            from factory.cli.releases import promises
+
+            for one in promises(here, image, records) or ():
+                say("promises", str(one))
             if records is not None and (runs := here.state.runs_of(image)):
                 say("report", str(page_of_night(records, runs[0]) or "no page"))
             raise

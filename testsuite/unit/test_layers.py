@@ -26,8 +26,10 @@ LAYERS = (
         "gc",
         "notify",
         "policy",
+        "promises",
+        "table",
     },
-    {"pipeline", "rebuild", "doctor", "installation"},
+    {"watch", "pipeline", "rebuild", "doctor", "installation"},
     {"cli"},
 )
 MODULES = sorted(ROOT.rglob("*.py"))
