@@ -8,6 +8,7 @@ after the other with limits, and only the names that SMT writes count.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -113,8 +114,9 @@ def read_export(path: Path, *, known: Known | None = None) -> Report:
         InputFault: it is not a tar.gz that can be read, or larger than any export.
     """
     reading = _Reading(known=known or Known())
-    for name, stream in _members(path, reading):
-        _read_member(name, stream, reading)
+    with _opened(path) as archive:
+        for name, stream in _members(archive, reading):
+            _read_member(name, stream, reading)
     return _report(reading)
 
 
@@ -125,18 +127,18 @@ def unpack_export(path: Path, folder: Path) -> tuple[Path, ...]:
         InputFault: the archive cannot be read, or a file is there already.
     """
     made = []
-    for name, stream in _members(path, _Reading(known=Known())):
-        if name not in COLUMNS and name not in COPIES:
-            continue
-        target = folder / name
-        if target.exists():
-            raise InputFault(f"'{target}' is there already", hint="unpack into an empty folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        with appearing(target) as partial:
-            partial.touch(mode=0o600)
-            with partial.open("wb") as copy:
-                shutil.copyfileobj(stream, copy)
-        made.append(target)
+    with _opened(path) as archive:
+        for name, stream in _members(archive, _Reading(known=Known())):
+            if name not in COLUMNS and name not in COPIES:
+                continue
+            target = folder / name
+            if target.exists():
+                raise InputFault(f"'{target}' is there already", hint="unpack into an empty folder")
+            with appearing(target) as partial:
+                partial.touch(mode=0o600)
+                with partial.open("wb") as copy:
+                    shutil.copyfileobj(stream, copy)
+            made.append(target)
     return tuple(made)
 
 
@@ -160,16 +162,20 @@ class _Limited:
             made = self.inflate.decompress(chunk, 1 << 20)
             self.left -= len(made)
             if self.left < 0:
-                raise tarfile.ReadError(f"it unpacks to more than {MAX_BYTES >> 30} GiB")
+                raise tarfile.ReadError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
             self.buffer += made
         size = len(self.buffer) if size < 0 else size
         found, self.buffer = self.buffer[:size], self.buffer[size:]
         return found
 
 
-def _open(file: IO[bytes]) -> tarfile.TarFile:
-    limited: Any = _Limited(file)  # tarfile only reads
-    return tarfile.open(fileobj=limited, mode="r|", tarinfo=_Careful)
+_LONG_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 class _Careful(tarfile.TarInfo):
@@ -178,31 +184,38 @@ class _Careful(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         found = super().frombuf(buf, encoding, errors)
-        if found.type not in tarfile.SUPPORTED_TYPES or found.type in tarfile.REGULAR_TYPES:
-            return found
-        if found.size > MAX_HEADER_BYTES:
+        if found.type in _LONG_HEADERS and found.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError("a header in it is larger than any header")
         return found
 
 
-def _members(path: Path, reading: _Reading) -> Iterator[tuple[str, IO[bytes]]]:
-    """The plain files below the archive's one folder, by the path in it; everything else is told."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """The archive, to be read once from front to back; whatever is wrong with it, then or later, is one error."""
     try:
-        with path.open("rb") as file, _open(file) as archive:
-            seen: set[str] = set()
-            for number, member in enumerate(archive, start=1):
-                if number > MAX_MEMBERS:
-                    raise tarfile.ReadError(f"it has more than {MAX_MEMBERS} members")
-                name = _plain_name(member, seen, reading)
-                if name and (stream := archive.extractfile(member)) is not None:
-                    yield name, stream
+        file = path.open("rb")
     except OSError as unreadable:
-        raise InputFault(f"'{path}' cannot be read: {unreadable.strerror or unreadable}") from unreadable
-    except (tarfile.TarError, zlib.error, EOFError, UnicodeError, ValueError) as malformed:
+        raise InputFault(f"'{path}' cannot be read: {unreadable.strerror}") from unreadable
+    limited: Any = _Limited(file)  # tarfile only reads
+    try:
+        with file, tarfile.open(fileobj=limited, mode="r|", tarinfo=_Careful) as archive:
+            yield archive
+    except (tarfile.TarError, zlib.error, EOFError, ValueError) as malformed:
         raise InputFault(
             f"'{path.name}' is not an export that can be read: {malformed}",
             hint="smt-data-export writes a tar.gz; copy it again",
         ) from malformed
+
+
+def _members(archive: tarfile.TarFile, reading: _Reading) -> Iterator[tuple[str, IO[bytes]]]:
+    """The plain files below the archive's one folder, by the path in it; everything else is told."""
+    seen: set[str] = set()
+    for number, member in enumerate(archive, start=1):
+        if number > MAX_MEMBERS:
+            raise tarfile.ReadError(f"it has more than {MAX_MEMBERS} members")
+        name = _plain_name(member, seen, reading)
+        if name and (stream := archive.extractfile(member)) is not None:
+            yield name, stream
 
 
 def _plain_name(member: tarfile.TarInfo, seen: set[str], reading: _Reading) -> str:
