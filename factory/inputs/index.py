@@ -7,10 +7,7 @@ signature was found good, and a ``Packages`` file only after its digest was foun
 
 from __future__ import annotations
 
-import bz2
 import email.utils
-import gzip
-import lzma
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,11 +15,11 @@ from datetime import UTC, datetime
 
 from factory.errors import InputsError
 
+_SHA256_DIGITS = 64
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BY_HASH = re.compile(r"(?:(?P<folder>.*)/)?by-hash/SHA256/(?P<digest>[0-9a-f]{64})")
 _PACKAGES = re.compile(r"(?:.*/)?Packages(?:\.(?:xz|gz|bz2))?")
-_FILENAME_OR_DIGEST = re.compile(rb"\n(?:Filename|SHA256): *(\S+)")
-_UNPACK = {".xz": lzma.decompress, ".gz": gzip.decompress, ".bz2": bz2.decompress}
+_FILENAME_OR_DIGEST = re.compile(rb"\n(?:Filename: *(\S+)|SHA256: *(\S+))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,17 +96,6 @@ def epoch(releases: Iterable[Release]) -> int:
     return max(int(release.date.timestamp()) for release in releases)
 
 
-def unpacked(name: str, content: bytes) -> bytes:
-    """The content of an index file by its name's ending."""
-    for ending, unpack in _UNPACK.items():
-        if name.endswith(ending):
-            try:
-                return unpack(content)
-            except (OSError, EOFError, lzma.LZMAError, ValueError) as damaged:
-                raise InputsError(f"the package index '{name}' is damaged") from damaged
-    return content
-
-
 def package_digests(packages: bytes) -> dict[str, str]:
     """Every file that a ``Packages`` text names, with its SHA-256.
 
@@ -117,13 +103,15 @@ def package_digests(packages: bytes) -> dict[str, str]:
     build's whole download. ``Filename`` comes before ``SHA256`` in a stanza of every archive tool in use; a stanza in
     another order just has no entry, and its file is fetched and verified by apt alone.
     """
-    values = [value.decode(errors="replace") for value in _FILENAME_OR_DIGEST.findall(b"\n" + packages)]
-    is_digest = [_SHA256.fullmatch(value) is not None for value in values]
-    return {
-        value: following
-        for value, following, named, digest in zip(values, values[1:], is_digest, is_digest[1:], strict=False)
-        if digest and not named
-    }
+    found: dict[str, str] = {}
+    name = b""
+    for filename, digest in _FILENAME_OR_DIGEST.findall(b"\n" + packages):
+        if filename:
+            name = filename
+        elif name:
+            found[name.decode(errors="replace")] = digest.decode(errors="replace")
+            name = b""
+    return {name: digest for name, digest in found.items() if len(digest) == _SHA256_DIGITS}
 
 
 def stanza(packages: bytes, package: str) -> dict[str, str] | None:

@@ -25,9 +25,10 @@ from urllib.parse import quote, unquote
 
 from factory.errors import FactoryError, InputsError
 from factory.inputs.blobs import BlobStore, Incoming
-from factory.inputs.index import Release, epoch, package_digests, parse_release, unpacked, with_dependencies
+from factory.inputs.index import Release, epoch, package_digests, parse_release, with_dependencies
 from factory.inputs.lock import Input
 from factory.inputs.signature import signed_text
+from factory.inputs.unpacking import index_text
 from factory.inputs.upstream import Upstream
 from factory.model import Repository
 from factory.system.files import Digests
@@ -231,7 +232,7 @@ class Recorder:
             with self._mutex:
                 unread = {key: self._unread.pop(key) for key in list(self._unread) if key[0] == repository}
             for (_, plain), (file, sha512) in unread.items():
-                text = unpacked(file, self.store.path(sha512).read_bytes())
+                text = index_text(file, self.store.path(sha512))
                 self._packages.setdefault(repository, {})[plain] = text
                 self._digests.setdefault(repository, {}).update(package_digests(text))
 

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import hashlib
 import http.client
+import lzma
 import socket
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +24,7 @@ from factory.inputs.lock import Input, lock_text, read_lock, write_lock
 from factory.inputs.recorder import Origin, Recorder
 from factory.inputs.server import parse_target, serve
 from factory.inputs.signature import signed_text
+from factory.inputs.unpacking import index_text
 from factory.inputs.upstream import Upstream
 from factory.inputs.view import open_view
 from factory.model import Repository
@@ -342,6 +346,30 @@ def test_packages_are_read_by_two_fields() -> None:
     assert package_digests(text) == {"pool/a.deb": "1" * 64}
     assert (stanza(text, "b") or {})["SHA256"] == "2" * 64
     assert stanza(text, "c") is None
+
+
+PACKED = {
+    "index.xz": lzma.compress,
+    "of several blocks.xz": lambda text: lzma.compress(text[:3]) + lzma.compress(text[3:]),
+    "index.gz": gzip.compress,
+    "index.bz2": bz2.compress,
+    "index": bytes,
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_an_index_is_unpacked_by_its_name_and_leaves_nothing_beside_it(name, tmp_path) -> None:
+    text = b"Package: a\nFilename: a.deb\n" * 1000
+    file = tmp_path / "0f" / ("a" * 128)
+    file.parent.mkdir()
+    file.write_bytes(PACKED[name](text))
+    assert index_text(name, file) == text
+    assert list(file.parent.iterdir()) == [file]
+    if name != "index":
+        file.write_bytes(file.read_bytes()[:-20])
+        with pytest.raises(InputsError, match="is damaged"):
+            index_text(name, file)
+        assert list(file.parent.iterdir()) == [file]
 
 
 def test_dependencies_that_go_in_circles_end() -> None:
