@@ -28,7 +28,7 @@ from factory.region.config import items, region_data, registry
 from factory.region.online import handshake_problem
 from factory.region.products import products
 from factory.region.registrations import RegisteredSystem, Registrations
-from factory.region.update_settings import RecordedInputs, UpdateSettings
+from factory.region.update_settings import RecordedInputs, UpdateSettings, VerificationSettings
 from factory.system.namespaces import NetworkNamespace
 from factory.system.run import last_lines, run, running
 
@@ -179,6 +179,7 @@ def serve(
     say: Callable[[str], None],
     client: RegionClient | None = None,
     handshake: bool = True,
+    verification: VerificationSettings | None = None,
 ) -> Iterator[RegionServices]:
     """Play all servers of these regions for the length of the block.
 
@@ -189,6 +190,7 @@ def serve(
         view: what update servers give out.
         product: NAME/VERSION/ARCH that may register; others get 422.
         client: where images keep the PEMs, and whether port 80 must answer.
+        verification: how update servers verify instances (default: not at all).
         handshake: also ask the real region servers whose keys are not ours, for ``region_proof``.
 
     Raises:
@@ -210,7 +212,13 @@ def serve(
         update_addresses=tuple(address for server in _update_servers(played) for address in server.addresses),
         update_names={address: one.name for one in _update_servers(played) for address in one.addresses},
         log_dir=log_dir,
-        _parts=stage.parts(played, view=view, product=product, https_only=client.https_only),
+        _parts=stage.parts(
+            played,
+            view=view,
+            product=product,
+            https_only=client.https_only,
+            verification=verification or VerificationSettings(),
+        ),
         _registrations=registrations,
     )
     try:
@@ -337,7 +345,13 @@ class _Stage:
         return made.write(self.folder, f"stand-in-{_file_name(server.name)}")
 
     def parts(
-        self, regions: Sequence[Region], *, view: RepositoryView, product: str, https_only: bool
+        self,
+        regions: Sequence[Region],
+        *,
+        view: RepositoryView,
+        product: str,
+        https_only: bool,
+        verification: VerificationSettings,
     ) -> tuple[_Part, ...]:
         """The processes to run, with the files they read written."""
         data = self.folder / "regionData.cfg"
@@ -360,6 +374,7 @@ class _Stage:
                 ca=str(server.pem),
                 database=str(self.folder / "registrations.sqlite"),
                 products=products((product,)),
+                verification=verification,
                 recorded=RecordedInputs(
                     lock=str(self.folder / "inputs.lock"), blobs=str(view.blobs), repositories=view.repositories
                 ),

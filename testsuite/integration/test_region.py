@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import shutil
@@ -14,6 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from factory.errors import RegionError
 from factory.model import Region, RegionClient
@@ -21,6 +24,7 @@ from factory.region.certificates import issue
 from factory.region.config import GUEST_PROGRAM
 from factory.region.embedded import embedded_region
 from factory.region.services import RegionServices, serve
+from factory.region.update_settings import VerificationSettings
 from factory.system.clock import now
 from factory.system.namespaces import NetworkNamespace, network_namespace
 from factory.system.run import run, running
@@ -272,7 +276,12 @@ def test_it_asks_no_region_server_that_it_cannot_verify(
 
 
 def spoiled_services(
-    namespace: NetworkNamespace, region: Region, recorded: Recorded, work: Path, client: RegionClient | None = None
+    namespace: NetworkNamespace,
+    region: Region,
+    recorded: Recorded,
+    work: Path,
+    client: RegionClient | None = None,
+    verification: VerificationSettings | None = None,
 ):
     return serve(
         namespace,
@@ -285,6 +294,7 @@ def spoiled_services(
         say=lambda _: None,
         client=client,
         handshake=False,
+        verification=verification,
     )
 
 
@@ -619,3 +629,55 @@ def test_a_server_that_cannot_start_is_told_with_its_log(region: Region, recorde
         spoiled_services(namespace, spoiled, recorded, tmp_path),
     ):
         pytest.fail("it started")
+
+
+def signed_data(private: ed25519.Ed25519PrivateKey, **changes: str) -> str:
+    """What a data provider prints, with a document that a cloud signed."""
+    instance = {"instance_id": "3f1c2d4e-0000-4000-8000-00000000000a", "project_id": "p", "product": PRODUCT}
+    document = json.dumps({**instance, "not_after": "2999-01-01T00:00:00+00:00", **changes}).encode()
+    vendordata = {
+        "document": base64.b64encode(document).decode(),
+        "signature": base64.b64encode(private.sign(document)).decode(),
+        "algorithm": "ed25519",
+    }
+    return json.dumps({"schema": "image-factory/instance/1", **instance, "vendordata": vendordata})
+
+
+def test_update_servers_verify_instances(region: Region, recorded: Recorded, tmp_path: Path) -> None:
+    """What the cloud did not sign, or signed for another product or instance, registers nothing and leaves nothing."""
+    cloud = ed25519.Ed25519PrivateKey.generate()
+    public = cloud.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    (tmp_path / "cloud.pem").write_bytes(public)
+    said = tmp_path / "said"
+    client = RegionClient(data_provider="/usr/lib/test/instance-data")
+    verification = VerificationSettings(provider="openstack", public_key=str(tmp_path / "cloud.pem"))
+    with (
+        network_namespace() as namespace,
+        spoiled_services(namespace, region, recorded, tmp_path, client, verification) as services,
+    ):
+        guest = make_instance(tmp_path / "root", (region,), namespace, recorded, python=PYTHONS[-1], client=client)
+        provider = guest.root / "usr/lib/test/instance-data"
+        provider.parent.mkdir(parents=True)
+        provider.write_text(f"#!/bin/sh\ncat {said}\n")
+        provider.chmod(0o755)
+        fresh = guest.snapshot()
+        good = signed_data(cloud)
+        for bad, words in (
+            (signed_data(ed25519.Ed25519PrivateKey.generate()), "signature of the instance data is not good"),
+            (signed_data(cloud, instance_id="3f1c2d4e-0000-4000-8000-00000000000b"), "is of another instance"),
+            (signed_data(cloud, product="debian/12/x86_64"), "is for another product"),
+            (good.replace("debian/13", "debian/12"), "is of product debian/12/x86_64"),
+            (signed_data(cloud, not_after="2001-01-01T00:00:00+00:00"), "is expired"),
+        ):
+            said.write_text(bad)
+            assert_nothing_happened(guest.guestregister(), guest, fresh, words)
+            assert services.registrations() == ()
+        said.write_text(good)
+        done = guest.guestregister()
+        assert done.returncode == 0, done.stderr
+        (system,) = services.registrations()
+        assert (system.login, system.products) == ("3f1c2d4e-0000-4000-8000-00000000000a", (PRODUCT,))
+        assert apt(guest, "update")[0] == 0
+        assert "already registered" in guest.guestregister().stdout
