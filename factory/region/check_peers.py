@@ -63,6 +63,11 @@ class _Peer:
         """Whether the server takes the credentials."""
         return self.ask("/connect/systems/activations").status == http.client.OK
 
+    def serves(self) -> bool:
+        """Whether the server also knows that a product is activated: peers may hear of that a moment later."""
+        reply = self.ask("/connect/systems/activations")
+        return reply.status == http.client.OK and bool(_list(reply.body))
+
 
 def examine_peers(
     regions: Sequence[Region],
@@ -171,6 +176,14 @@ def _registered(origin: _Peer, peers: Sequence[_Peer], probe: Probe, notes: Note
                     peer.ask("/connect/systems", method="DELETE")
 
 
+def _list(body: bytes) -> list[object]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return []
+    return found if isinstance(found, list) else []
+
+
 def _could_not(notes: Notes, at: At, problem: str) -> None:
     notes.warn(
         15,
@@ -194,7 +207,7 @@ def _shared(origin: _Peer, peers: Sequence[_Peer], probe: Probe, notes: Notes) -
     with _registered(origin, peers, probe, notes) as good:
         if not good:
             return
-        late = _wait(others, probe.within_s, until=lambda peer: peer.knows())
+        late = _wait(others, probe.within_s, until=lambda peer: peer.serves())
         for peer in late:
             notes.error(
                 15,

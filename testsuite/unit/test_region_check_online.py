@@ -245,6 +245,7 @@ class Shared:
     announced: bool = True
     removed: bool = True
     accepts: bool = True
+    activated: bool = True
     repositories: Sequence[str] = ("/repo/a", "/repo/a")
     metadata: Sequence[bytes] = (b"one", b"one")
     behind: Sequence[float] = (0, 0)
@@ -266,6 +267,9 @@ class Shared:
             return 201, json.dumps({"login": login, "password": "secret"}).encode()
         if who not in self.known[number]:
             return 401, b'{"error": "Invalid system credentials"}'
+        return self.known_answer(number, method, path, who)
+
+    def known_answer(self, number: int, method: str, path: str, who: str) -> Answer:
         if method == "POST":
             return 201, b"{}"
         if method == "DELETE":
@@ -276,11 +280,9 @@ class Shared:
         if path.startswith("/connect/systems/products"):
             one = {"url": f"https://x{self.repositories[number]}", "description": "trixie"}
             return 200, json.dumps({"repositories": [one]}).encode()
-        return (
-            (200, self.metadata[number])
-            if path.endswith("InRelease")
-            else (200 if "activations" in path else 404, b"[]")
-        )
+        if path == "/connect/systems/activations":
+            return 200, b'[{"id": 1}]' if self.activated else b"[]"
+        return (200, self.metadata[number]) if path.endswith("InRelease") else (404, b"")
 
 
 @contextlib.contextmanager
@@ -315,6 +317,7 @@ E, W = Severity.ERROR, Severity.WARNING
 PEERS: Mapping[str, tuple[Shared, dict[str, object], Severity | None, str]] = {
     "good": (Shared(), {}, None, ""),
     "not shared": (Shared(announced=False), {}, E, "does not know a registration"),
+    "activation not shared": (Shared(activated=False), {}, E, "does not know a registration"),
     "not removed": (Shared(removed=False), {}, E, "still knows a registration"),
     "other repositories": (Shared(repositories=("/repo/a", "/repo/b")), {}, E, "same repositories"),
     "other state": (Shared(metadata=(b"one", b"two")), {}, W, "is not the same on"),
