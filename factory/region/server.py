@@ -14,16 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import radix
-from flask import Flask, Response, g, request
 
 from factory.region.data import Network, RegionEntry, UpdateServer, read_file, served_entries
+
+if TYPE_CHECKING:
+    from flask import Flask, Response
 
 PATH = "/regionInfo"
 HEALTH_PATH = "/health"
 Address = IPv4Address | IPv6Address
-Observer = Callable[[str, Response, str], None]
+Observer = Callable[[str, "Response", str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +105,8 @@ def app_for(table: RegionTable, *, trusted_proxies: Sequence[Network] = (), obse
         trusted_proxies: whose ``X-Forwarded-For`` is believed; by default nobody's.
         observe: is told of every answer: the peer, the response, and the region that was answered (or nothing).
     """
+    from flask import Flask, Response, g, request  # checks of region data need no web server
+
     app = Flask("region-server", static_folder=None)
     shuffle = random.SystemRandom().shuffle
 
