@@ -8,8 +8,9 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from factory.system.run import PATH, run
 
 if TYPE_CHECKING:
     from factory.installation import Installation
+    from factory.store.probe import Probed
+    from factory.store.protocol import Say
 
 PROGRAMS = (
     ("git", "git", "the commit of the descriptions"),
@@ -186,3 +189,27 @@ def embedded(here: Installation) -> Iterator[Finding]:
             says=f"embedded, throw-away; replace it with {section} in site.toml" if throw_away else "the site's own",
             needed=False,
         )
+
+
+def probe_clouds(
+    here: Installation, name: str, *, now: Callable[[], datetime], say: Say
+) -> dict[str, tuple[Probed, ...]]:
+    """What each target's image service can do, by its name; with ``name`` only that target, or a cloud of clouds.yaml.
+
+    Raises:
+        StoreError: a cloud gives no access.
+        CloudError: the embedded one does not come up.
+    """
+    from factory.model import Target
+    from factory.store import open_store
+    from factory.store.glance import GlanceStore
+    from factory.store.probe import probe
+
+    targets = [one for one in here.site.targets if name in {"", one.cloud}] or [Target(cloud=name)]
+    found = {}
+    for target in targets:
+        with open_store(target, state=here.state, say=say) as store:
+            assert isinstance(store, GlanceStore)
+            shown = f"{target.cloud} {target.region_name}".strip()
+            found[shown] = probe(store, visibility=target.visibility, now=now(), say=say)
+    return found

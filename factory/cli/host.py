@@ -3,16 +3,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from factory.cli.edge import DryRun, Json, app, clock, installation, print_json
+from factory.cli.edge import DryRun, Json, app, clock, installation, print_json, saying
+from factory.errors import InputFault
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Say what is missing on this host, why it is needed, and what is still embedded (exit 3 when something is)."""
+def doctor(
+    name: Annotated[
+        str, typer.Argument(help="With --cloud: a target of site.toml or a cloud of clouds.yaml.", show_default=False)
+    ] = "",
+    cloud: Annotated[
+        bool, typer.Option("--cloud", help="Try what the clouds of site.toml can do, or the one named.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is missing on this host, why it is needed, and what is still embedded (exit 3 when something is).
+
+    With --cloud: try a cloud's image service with a throw-away image, and say what will be degraded and why.
+    """
     from factory.doctor import examine
 
+    if cloud or name:
+        examine_clouds(name, cloud=cloud, as_json=as_json)
+        return
     found = examine(installation())
     if as_json:
         print_json("doctor", found)
@@ -22,6 +39,25 @@ def doctor(as_json: Json = False) -> None:
             if not finding.ok and finding.cure:
                 print(f"        {finding.cure}")
     if any(finding.needed and not finding.ok for finding in found):
+        raise typer.Exit(3)
+
+
+def examine_clouds(name: str, *, cloud: bool, as_json: bool) -> None:
+    """Probe the targets of the site file, or the cloud named."""
+    from factory.doctor import probe_clouds
+
+    if not cloud:
+        raise InputFault(f"'{name}' is no option", hint="'factory doctor --cloud NAME' looks at a cloud")
+    found = probe_clouds(installation(), name, now=clock, say=saying("doctor"))
+    if as_json:
+        print_json("doctor-cloud", found)
+    for target, probes in found.items() if not as_json else ():
+        print(target)
+        for one in probes:
+            print(f"  {'ok      ' if one.ok else 'MISSING ' if one.needed else 'degraded'} {one.name}: {one.says}")
+            if not one.ok and one.degraded:
+                print(f"           {one.degraded}")
+    if any(one.needed and not one.ok for probes in found.values() for one in probes):
         raise typer.Exit(3)
 
 

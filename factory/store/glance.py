@@ -229,6 +229,30 @@ class GlanceStore:
         answer = self._send("PATCH", f"/images/{image_id}", delays_s=delays_s, data=body, headers=headers)
         return parse(answer.json())
 
+    # -- as it is ---------------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """One request and its answer, whatever that is; for looking at a cloud, not for working with it.
+
+        Raises:
+            StoreError: no answer, or the cloud is in trouble, twice.
+        """
+        return self._send(
+            method, path, delays_s=_CALM_S[:1], accept=range(500), json=json, data=data, headers=dict(headers or {})
+        )
+
+    def address(self) -> str:
+        """Where the image service of this cloud is."""
+        return str(self._authorized(self._connection.image.get_endpoint))
+
     # -- one request ----------------------------------------------------------------------------------------------
 
     def _send(
