@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import socket
 import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,8 +32,9 @@ from factory.region.embedded import embedded_region
 from factory.region.services import RegionServices, serve
 from factory.system.clock import now
 from factory.system.namespaces import NetworkNamespace, network_namespace
-from factory.system.run import Completed, run, running
+from factory.system.run import Completed, run
 from testsuite.integration.region_fixtures import Instance, Recorded, make_instance, record_repository
+from testsuite.integration.test_region import killed_before
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
 
@@ -45,6 +47,8 @@ PYTHON = str(
     [sys.executable, *sorted((Path.home() / ".pyenv/versions").glob("3.13.*/bin/python3.13"))][-1],
 )
 """A Python with strict X.509 checks where there is one."""
+ANNOUNCE, ACTIVATE = "POST /connect/subscriptions/systems", "POST /connect/systems/products"
+QUERY = "/connect/systems/products?identifier=debian&version=13&arch=x86_64"
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
@@ -99,7 +103,7 @@ def impostor(
             with contextlib.suppress(OSError):
                 answer(self)
 
-        do_POST = do_PUT = do_DELETE = do_GET
+        do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - the names that the base class looks for
 
         def log_message(self, *_words: object) -> None:
             pass
@@ -179,10 +183,13 @@ class Stage:
         if self.weaken:
             program = guest.root / GUEST_PROGRAM
             text = program.read_text()
-            assert text.count(self.weaken[0]) == 1, f"{self.weaken[0]!r} is not in the client once"
+            if text.count(self.weaken[0]) != 1:
+                pytest.fail(f"{self.weaken[0]!r} is not in the client once")
             program.write_text(text.replace(*self.weaken))
         # the bundle of authorities is there before, as in an image
-        run(["/bin/sh", guest.root / "usr/sbin/update-ca-certificates"], timeout_s=60)
+        (guest.root / "etc/ssl/certs/ca-certificates.crt").touch(0o644)
+        config = guest.root / "etc/guestregister.conf"
+        config.write_text(config.read_text().replace("round_pauses_s = 0.1 0.1", "round_pauses_s = 0.01 0.01"))
         return guest
 
     def only(self, *addresses: str) -> None:
@@ -218,6 +225,16 @@ class Stage:
         return Issued(certificate=x509.load_pem_x509_certificate(pem.read_bytes()), key=key)
 
 
+def with_authorities(guest: Instance) -> Instance:
+    """Let the instance trust others already, as images do; a bundle of none is never made again, one of one is linked."""
+    for number in range(2):
+        other = issue(f"authority {number}", now=now(), days=300, is_authority=True)
+        (guest.root / f"usr/share/ca-certificates/other-{number}.crt").write_bytes(other.pem)
+    (guest.root / "etc/ca-certificates.conf").write_text("other-0.crt\nother-1.crt\n")
+    run(["/bin/sh", guest.root / "usr/sbin/update-ca-certificates"], timeout_s=60)
+    return guest
+
+
 def everything(guest: Instance) -> dict[str, str]:
     """Every file of the instance but log and lock: mode, and content or target."""
     found = {}
@@ -242,7 +259,6 @@ def assert_closed(guest: Instance, before: dict[str, str], done: Completed, word
     after = everything(guest)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert not changed, f"left behind: {sorted(changed)}"
-    assert guest.guestregister("--status").returncode == 69
 
 
 def refused(stage: Stage, guest: Instance, words: str) -> None:
@@ -339,8 +355,7 @@ def cut_off(body: bytes) -> Answer:
 
 ENTITY = b'<!DOCTYPE r [<!ENTITY n "update-a.factory.invalid">]>'
 LAUGHS = (
-    b"<!DOCTYPE r ["
-    + b'<!ENTITY a0 "a">'
+    b'<!DOCTYPE r [<!ENTITY a0 "a">'
     + b"".join(b'<!ENTITY a%d "%s">' % (number, b"&a%d;" % (number - 1) * 10) for number in range(1, 9))
     + b']><r><smtInfo SMTserverName="&a8;"/></r>'
 )
@@ -400,7 +415,7 @@ def an_update_server(stage: Stage, **changes: Answer) -> dict[str, Answer]:
         "GET /smt.crt": says(stage.region.update_servers[0].pem.read_bytes()),
         "POST /connect/subscriptions/systems": says_json({"id": 1, "login": "SCC_1", "password": "secret"}, 201),
         "POST /connect/systems/products": says_json(service, 201),
-        "PUT /connect/systems": says(b"", 204),
+        f"GET {QUERY}": says_json(service["product"]),
         "DELETE /connect/systems": says(b"", 204),
         **changes,
     }
@@ -486,7 +501,7 @@ def refused_activation(stage: Stage) -> None:
 
 
 def answered(words: str, changes: dict[str, Answer], *, told: bool = True) -> Callable[[Stage], None]:
-    """A case: the update server is genuine, and misbehaves; ``told``: it knew the instance and was told to forget it."""
+    """A case: the update server is genuine, and misbehaves; ``told``: it knew the instance and is told to forget it."""
 
     def case(stage: Stage) -> None:
         stage.only(REGION_A, REGION_B)
@@ -498,7 +513,6 @@ def answered(words: str, changes: dict[str, Answer], *, told: bool = True) -> Ca
     return case
 
 
-ANNOUNCE, ACTIVATE = "POST /connect/subscriptions/systems", "POST /connect/systems/products"
 VERIFIED = {"type": "error", "error": "x", "localized_error": "Instance verification failed: wrong\nproduct \x1b[31m"}
 ANSWERED = {
     "instance-verification": answered(
@@ -610,3 +624,383 @@ def test_a_weakened_client_is_noticed(
 ) -> None:
     with pytest.raises(AssertionError):
         CASES[name](Stage(running_services, region, recorded, tmp_path, weaken=WEAKENED[name][number]))
+
+
+# -- one server dead --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stage(running_services: RegionServices, region: Region, recorded: Recorded, tmp_path: Path) -> Stage:
+    return Stage(running_services, region, recorded, tmp_path)
+
+
+def registered(guest: Instance, *options: str) -> dict[str, str]:
+    """Run the client, which must end registered; gives the update server it is at."""
+    done = guest.guestregister(*options)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert guest.guestregister("--status").returncode == 0
+    return json.loads(guest.read(STATE))["server"]
+
+
+@pytest.mark.parametrize("dead", [REGION_A, REGION_B])
+def test_with_one_region_server_dead_it_registers_by_the_other(stage: Stage, dead: str) -> None:
+    stage.only(*{REGION_A, REGION_B, UPDATE_A} - {dead})
+    assert registered(stage.instance())["ipv4"] == UPDATE_A
+    (system,) = stage.services.registrations()
+    assert system.products == (PRODUCT,)
+
+
+def test_it_moves_to_the_sibling_even_when_no_region_server_answers_any_more(stage: Stage) -> None:
+    stage.only(REGION_A, UPDATE_A, UPDATE_B)
+    guest = stage.instance()
+    first = registered(guest)
+    credentials = guest.read(CREDENTIALS).splitlines()[:2]
+    other = UPDATE_B if first["ipv4"] == UPDATE_A else UPDATE_A
+    stage.services.stop(REGION_A)
+    stage.services.stop(first["ipv4"])
+    assert registered(guest)["ipv4"] == other
+    assert guest.read(CREDENTIALS).splitlines()[:2] == credentials
+    assert first["name"] not in guest.read("etc/hosts") + guest.read("etc/apt/sources.list.d/guestregister.sources")
+    assert len(stage.services.registrations()) == 1
+    before = everything(guest)
+    stage.services.stop(other)
+    done = guest.guestregister()
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "is dead and no other took over; nothing was changed" in done.stderr
+    assert everything(guest) == before
+
+
+def test_a_sibling_that_does_not_know_it_is_not_moved_to(stage: Stage) -> None:
+    stage.only(REGION_A, UPDATE_B)
+    guest = stage.instance()
+    registered(guest)
+    before = everything(guest)
+    stage.services.stop(UPDATE_B)
+    unknown = {"error": "Invalid system credentials"}
+    stranger = an_update_server(stage, **{f"GET {QUERY}": says_json(unknown, 401)})
+    with stage.as_update(routes(stranger)):
+        done = guest.guestregister()
+    assert done.returncode == 1
+    assert "Invalid system credentials" in done.stderr
+    assert everything(guest) == before
+
+
+def test_it_registers_anew_with_the_servers_it_knows(stage: Stage) -> None:
+    stage.only(REGION_A, UPDATE_A)
+    guest = stage.instance()
+    registered(guest)
+    stage.services.forget(stage.services.registrations()[0].login)
+    stage.services.stop(REGION_A)
+    registered(guest)
+    assert len(stage.services.registrations()) == 1
+
+
+def test_when_it_cannot_take_its_place_back_nothing_is_left(stage: Stage) -> None:
+    stage.only(REGION_A, UPDATE_A)
+    guest = with_authorities(stage.instance())
+    before = everything(guest)
+    registered(guest)
+    stage.only(REGION_A, UPDATE_A)  # nobody is registered now
+    config = guest.root / "etc/guestregister.conf"
+    config.write_text(config.read_text().replace(PRODUCT, "debian/99/x86_64"))
+    before["etc/guestregister.conf"] = before["etc/guestregister.conf"].replace(PRODUCT, "debian/99/x86_64")
+    assert_closed(guest, before, guest.guestregister(), "refused (422)")
+
+
+# -- where the instance is, and who it is -----------------------------------------------------------------------------
+
+
+def hint(guest: Instance, region: str) -> None:
+    folder = guest.root / "usr/lib/image-factory"
+    (folder / "hinter.py").write_text(
+        f"def generateRegionSrvArgs():\n    return {region and f'regionHint={region}'!r}\n"
+    )
+    (guest.root / "run/cloud-init").mkdir(parents=True, exist_ok=True)
+    (guest.root / "run/cloud-init/instance-data.json").write_text('{"v1": {"platform": "nocloud"}}')
+
+
+def test_an_instance_that_was_moved_registers_in_its_new_region(stage: Stage) -> None:
+    stage.only(REGION_A, UPDATE_A)
+    guest = stage.instance(client=RegionClient(instance_args="hinter"))
+    hint(guest, "embedded")
+    registered(guest)
+    assert "GET /regionInfo?regionHint=embedded " in stage.services.access_log(REGION_A)
+    (old,) = stage.services.registrations()
+
+    hint(guest, "")  # nobody tells: that is no other region
+    assert guest.guestregister().stdout.startswith("guestregister: already registered")
+    hint(guest, "EMBEDDED")
+    assert guest.guestregister().stdout.startswith("guestregister: already registered")
+
+    hint(guest, "elsewhere")
+    before = everything(guest)
+    stage.services.stop(REGION_A)
+    done = guest.guestregister()
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert everything(guest) == before, "without the new region's servers the old registration stays"
+
+    stage.services.start(REGION_A)
+    done = guest.guestregister()
+    assert done.returncode == 0, done.stderr
+    assert f"registered {PRODUCT} at {NAME_A}, moved from regionHint=" in done.stdout
+    (new,) = stage.services.registrations()
+    assert new.login != old.login
+    assert json.loads(guest.read(STATE))["place"]["region"] == "regionHint=elsewhere"
+
+
+def test_the_data_provider_is_asked(stage: Stage) -> None:
+    stage.only(REGION_A, UPDATE_A)
+    provider = f"/usr/lib/image-factory/instance-data --root {stage.folder}/root"
+    guest = stage.instance(client=RegionClient(data_provider=provider))
+    hint(guest, "")
+    (guest.root / "run/cloud-init/instance-data.json").write_text(
+        '{"v1": {"platform": "nocloud", "instance_id": "factory-1"}}'
+    )
+    registered(guest)
+    document, line, rest = stage.services.registrations()[0].instance_data.split("\n")
+    assert json.loads(document)["instance_id"] == "factory-1"
+    assert json.loads(document)["product"] == PRODUCT
+    assert (line, rest) == ("<repoformat>plugin:susecloud</repoformat>", "")
+
+
+# -- package tools ----------------------------------------------------------------------------------------------------
+
+
+def with_rpm(guest: Instance) -> None:
+    """Make the image's repository one of rpm packages, which it has as a .repo file of its own."""
+    config = guest.root / "etc/guestregister.conf"
+    config.write_text(config.read_text().replace("suites = trixie", "suites ="))
+    (guest.root / "etc/yum.repos.d").mkdir()
+    (guest.root / "etc/yum.repos.d/own.repo").write_text(
+        "[own]\nname=own\nbaseurl=https://deb.mirror.example/debian/\n"
+    )
+    (guest.root / "etc/yum.repos.d/others.repo").write_text("[others]\nname=x\nbaseurl=https://others.example/\n")
+
+
+def test_dnf_gets_a_repo_file_with_credentials(stage: Stage) -> None:
+    stage.only(REGION_A, UPDATE_A)
+    guest = with_authorities(stage.instance())
+    with_rpm(guest)
+    before = everything(guest)
+    registered(guest)
+    text = guest.read("etc/yum.repos.d/guestregister.repo")
+    assert (guest.root / "etc/yum.repos.d/guestregister.repo").stat().st_mode & 0o777 == 0o600
+    username, password = (line.split("=")[1] for line in guest.read(CREDENTIALS).splitlines()[:2])
+    for line in (
+        "[guestregister-debian]",
+        f"baseurl=https://{NAME_A}/repo/debian",
+        f"username={username}",
+        f"password={password}",
+        "gpgcheck=1",
+        "sslverify=1",
+        "gpgkey=file:///usr/share/keyrings/archive.gpg",
+    ):
+        assert f"{line}\n" in text
+    assert not guest.has("etc/yum.repos.d/own.repo")
+    assert guest.has("etc/yum.repos.d/others.repo")
+    assert not guest.has("etc/apt/sources.list.d/guestregister.sources")
+    assert guest.guestregister("--clean").returncode == 0
+    assert everything(guest) == before
+
+
+def test_package_backend_dnf_finds_a_server_and_registers_nothing(stage: Stage) -> None:
+    stage.only(REGION_A, UPDATE_A)
+    guest = stage.instance(client=RegionClient(package_backend="dnf"))
+    done = guest.guestregister()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"packageBackend is dnf: nothing to register; update server {NAME_A}" in done.stdout
+    assert stage.services.registrations() == ()
+    assert guest.guestregister("--status").returncode == 69
+    assert not guest.has(CREDENTIALS)
+    stage.services.stop(UPDATE_A)
+    assert guest.guestregister().returncode == 1
+
+
+# -- the way there ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def proxy(namespace: NetworkNamespace, address: str) -> Iterator[list[str]]:
+    """A proxy that knows CONNECT, in front of the servers; gives the requests' first lines."""
+    seen: list[str] = []
+    listening = namespace.listen(address, 3128)
+    listening.settimeout(0.1)
+    done = threading.Event()
+
+    def serve_one(client: socket.socket) -> None:
+        with client:
+            client.settimeout(20)
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += client.recv(1)
+            seen.append(head.decode())
+            host, _, port = head.split()[1].decode().rpartition(":")
+            script = [sys.executable, "-c", CONNECTS, host.strip("[]"), port, str(client.fileno())]
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            run(namespace.inside(script), check=False, pass_fds=[client.fileno()], timeout_s=30)
+
+    def accept() -> None:
+        while not done.is_set():
+            with contextlib.suppress(OSError):
+                client, _ = listening.accept()
+                threading.Thread(target=serve_one, args=(client,), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+        listening.close()
+
+
+CONNECTS = """
+import select, socket, sys
+there = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
+here = socket.socket(fileno=int(sys.argv[3]))
+pairs = {here: there, there: here}
+while True:
+    for ready in select.select(list(pairs), [], [], 20)[0]:
+        found = ready.recv(65536)
+        if not found:
+            sys.exit(0)
+        pairs[ready].sendall(found)
+"""
+
+
+@pytest.mark.parametrize("how", ["environment", "sysconfig"])
+def test_it_goes_by_the_proxy(stage: Stage, how: str) -> None:
+    stage.only(REGION_A, UPDATE_A)
+    guest = stage.instance()
+    url = "http://user:pass%21@192.0.2.99:3128"
+    environment = [f"https_proxy={url}", f"http_proxy={url}", f"no_proxy=192.0.2.0/28,{REGION_B}"]
+    if how == "sysconfig":
+        environment = []
+        (guest.root / "etc/sysconfig").mkdir()
+        (guest.root / "etc/sysconfig/proxy").write_text(
+            f'PROXY_ENABLED=yes\nHTTP_PROXY="{url}"\nHTTPS_PROXY={url}\nNO_PROXY="192.0.2.0/28, {REGION_B}"\n'
+        )
+    stage.namespace.add_address("192.0.2.99")
+    try:
+        with proxy(stage.namespace, "192.0.2.99") as seen:
+            done = run(["env", *environment, *guest.command()], check=False, timeout_s=60)
+    finally:
+        stage.namespace.drop_address("192.0.2.99")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {one.splitlines()[0] for one in seen} <= {
+        f"CONNECT {UPDATE_A}:443 HTTP/1.1",
+        f"CONNECT {UPDATE_B}:443 HTTP/1.1",
+    }
+    assert all("Proxy-Authorization: Basic dXNlcjpwYXNzIQ==\r\n" in one for one in seen)
+    assert seen
+    assert "pass!" not in guest.read("var/log/cloudregister")
+
+
+def test_a_proxy_that_is_dead_is_named(stage: Stage) -> None:
+    stage.only(REGION_A, UPDATE_A)
+    guest = stage.instance()
+    before = everything(guest)
+    settings = ["https_proxy=http://user:secret@127.0.0.9:1", "http_proxy=http://127.0.0.9:1"]
+    done = run(["env", *settings, *guest.command()], check=False, timeout_s=60)
+    assert_closed(guest, before, done, "refused")
+    done = run(["env", "https_proxy=socks5://user:secret@127.0.0.9:1", *guest.command()], check=False, timeout_s=60)
+    assert_closed(guest, before, done, "the proxy that is configured is not of the form")
+    assert "secret" not in done.stderr + guest.read("var/log/cloudregister")
+
+
+# -- cut off ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_to_end_undoes_what_was_begun(stage: Stage) -> None:
+    stage.only(REGION_A, REGION_B)
+    guest = stage.instance()
+    before = everything(guest)
+    reached = threading.Event()
+
+    def stays_silent(handler: BaseHTTPRequestHandler) -> None:
+        reached.set()
+        time.sleep(2)
+
+    with stage.as_update(routes(an_update_server(stage, **{ACTIVATE: stays_silent}))) as seen:
+        with guest.started() as process:
+            assert reached.wait(30)
+            assert guest.has(CREDENTIALS)
+            process.terminate()
+            assert process.wait(30) == 1
+        assert "DELETE /connect/systems" in seen
+    assert everything(guest) == before
+    assert "stopped by signal 15" in (guest.root / "started.log").read_text()
+
+
+STEPS = range(1, 60)
+
+
+@pytest.mark.parametrize("steps", [STEPS[::6], pytest.param(STEPS, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_killed_anywhere_and_then_refused_it_leaves_nothing(stage: Stage, steps: Sequence[int]) -> None:
+    """The other end of being cut off: the next run cannot register, so it cleans up."""
+    stage.only(REGION_A, UPDATE_A)
+    guest = with_authorities(stage.instance())
+    before = everything(guest)
+    config = guest.root / "etc/guestregister.conf"
+    good, bad = config.read_text(), config.read_text().replace(PRODUCT, "debian/99/x86_64")
+    for step in steps:
+        cut = killed_before(guest, step)
+        (guest.root / "killer.py").unlink()
+        config.write_text(bad)
+        done = guest.guestregister()
+        config.write_text(good)
+        if not cut:
+            assert step > 15, "the client does more than that"
+            break
+        assert_closed(guest, before, done, "refused (422)")
+    else:
+        pytest.fail("more steps than tried")
+
+
+@pytest.mark.parametrize("steps", [STEPS[::6], pytest.param(STEPS, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_a_move_that_was_killed_anywhere_is_finished_by_the_next_run(stage: Stage, steps: Sequence[int]) -> None:
+    stage.only(REGION_A, UPDATE_A, UPDATE_B)
+    guest = stage.instance()
+    current = registered(guest)["ipv4"]
+    for step in steps:
+        stage.namespace.drop_address(current)
+        cut = killed_before(guest, step)
+        moved = registered(guest)["ipv4"]
+        assert moved != current, f"killed before step {step}"
+        assert not [path for path in everything(guest) if "/.guestregister." in path], "unfinished files are left"
+        name = json.loads(guest.read(STATE))["server"]["name"]
+        assert f"\t{name}\t" in guest.read("etc/hosts")
+        assert guest.read("etc/hosts").count("# Added by SMT") == 1
+        for path in ("etc/apt/sources.list.d/guestregister.sources", "etc/apt/auth.conf.d/90guestregister.conf"):
+            assert f"https://{name}/" in guest.read(path), f"killed before step {step}"
+        stage.namespace.add_address(current)
+        current = moved
+        if not cut:
+            assert step > 8, "the client does more than that"
+            break
+    else:
+        pytest.fail("more steps than tried")
+    assert len(stage.services.registrations()) == 1
+
+
+def test_killed_at_any_time_the_next_run_registers(stage: Stage) -> None:
+    """As from outside: a signal at a random moment, and no help from within."""
+    stage.only(REGION_A, UPDATE_A)
+    guest = with_authorities(stage.instance())
+    fresh = everything(guest)
+    started = time.monotonic()
+    registered(guest)
+    length_s = time.monotonic() - started
+    whole = set(everything(guest))
+    chance = random.Random(7)
+    for _ in range(5):
+        assert guest.guestregister("--clean").returncode == 0
+        assert set(everything(guest)) == set(fresh)
+        with guest.started() as process:
+            time.sleep(chance.uniform(0.05, length_s))
+            process.kill()
+            process.wait()
+        registered(guest)
+        assert set(everything(guest)) == whole
