@@ -178,6 +178,12 @@ def _server_faults(path: Path, read: SiteFile) -> Iterator[Fault]:
     """Regions without region servers, and names or addresses that two servers cannot share."""
     lines = key_lines(path.read_text())
     seen: dict[str, str] = {}
+    if read.region_client.metadata_server and not read.region:
+        yield Fault(
+            place=place(path.name, lines, ("region_client", "metadata_server")),
+            problem="nobody says which update servers its answers name",
+            cure="describe them in [[region]]; only its 'servers' may then be missing",
+        )
     for number, region in enumerate(read.region):
         if not region.servers and not read.region_client.metadata_server:
             yield Fault(

@@ -348,6 +348,6 @@ def pinned(regions: Sequence[Region], read: Callable[[Server], str]) -> Mapping[
     for item, server in items(regions).items():
         try:
             found[item] = read(server)
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             continue
     return found

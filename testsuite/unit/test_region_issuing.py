@@ -8,7 +8,6 @@ import json
 import re
 import ssl
 import stat
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,14 +15,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from factory.errors import InputFault
+from factory.cli import app
+from factory.errors import FactoryError, InputFault
+from factory.model import Description, Recipe, Region, RegionClient, Registration
 from factory.region.check import check_pem
+from factory.region.config import guest_files, install
 from factory.region.issuing import Files, Made, Pin, Wanted, expiries, finish, make, renew
 from factory.system.run import run
+from factory.system.state import State
 from testsuite.fakes.regions import make_region, write_site
 from testsuite.fakes.tls import Answers, tls_server
 
+PROJECT = Path(__file__).parents[2]
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 HOST = "region-a.cloud.example"
 WANTED = Wanted(
@@ -270,17 +275,14 @@ def test_expiry_is_held_against_the_images_that_carry_a_certificate(files: Files
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def factory(tmp_path: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    project = Path(__file__).parents[2]
-    options = ["--project", str(project), "--state", str(tmp_path / "state"), "--site", str(tmp_path / "site.toml")]
-    return subprocess.run(
-        [sys.executable, "-m", "factory.cli", *options, "region", "cert", *argv],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=project,
-    )
+def factory(tmp_path: Path, *argv: str) -> tuple[int, str]:
+    """``factory region cert`` in this process: its status, and what it said."""
+    options = ["--project", str(PROJECT), "--state", str(tmp_path / "state"), "--site", str(tmp_path / "site.toml")]
+    done = CliRunner().invoke(app, [*options, "region", "cert", *argv])
+    if isinstance(done.exception, FactoryError):
+        return done.exception.exit_code, "\n".join(done.exception.lines())
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout
 
 
 def test_the_command_makes_what_the_site_file_names_and_lists_it(tmp_path: Path) -> None:
@@ -289,20 +291,67 @@ def test_the_command_makes_what_the_site_file_names_and_lists_it(tmp_path: Path)
     for server in region.servers:
         server.pem.unlink()
     write_site(tmp_path / "site.toml", region)
-    done = factory(tmp_path, "--key", "ecdsa", "--json")
-    assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)["value"]
+    assert factory(tmp_path, "--key", "ecdsa", "--dry-run")[0] == 0
+    assert not (tmp_path / "state/keys").exists()
+    code, told = factory(tmp_path, "--key", "ecdsa", "--json")
+    assert code == 0, told
+    made = json.loads(told)["value"]
     assert [one["pem"] for one in made] == [str(server.pem) for server in region.servers]
     assert all(Path(one["key"]).is_relative_to(tmp_path / "state") for one in made)
     for server in region.servers:
         for item in (server.name, *server.addresses):
             now = datetime.now(UTC)
             assert check_pem(server.pem.read_text(), item, place="x", now=now, lifetime_days=760) == ()
-    again = factory(tmp_path, region.servers[0].name)
-    assert again.returncode == 2
-    assert "nothing was changed" in again.stderr
-    listed = factory(tmp_path, "--list", "--json")
-    assert listed.returncode == 0, listed.stderr
-    rows = json.loads(listed.stdout)["value"]
+    code, told = factory(tmp_path, region.servers[0].name)
+    assert (code, "nothing was changed" in told) == (2, True)
+    assert factory(tmp_path, region.servers[0].name, "--renew", "--days", "4000")[0] == 0
+    code, told = factory(tmp_path, "--list", "--json")
+    assert code == 0, told
+    rows = json.loads(told)["value"]
     assert {item for row in rows for item in row["items"]} == {"192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3"}
+    assert sum("192.0.2.1" in row["items"] for row in rows) == 2, "in a renewal both are listed"
     assert all(row["carried_by"] == ["debian13"] and not row["outlived_by"] for row in rows)
+    assert factory(tmp_path, region.servers[0].name, "--finish")[0] == 0
+    assert factory(tmp_path, region.servers[0].name, "--finish")[0] == 2
+    for words in (["--renew", "--finish"], ["--key", "dsa"], ["a/b"], ["x.example", "--country", "Germany"]):
+        assert factory(tmp_path, *words)[0] == 2, words
+
+
+def test_published_images_are_held_against_what_they_carry(tmp_path: Path) -> None:
+    """A run counts when it was published; what its build tree pins counts, not what the site names today."""
+    now = datetime.now(UTC)
+    region = make_region(tmp_path / "region", now=now, days=900)
+    write_site(tmp_path / "site.toml", region)
+    old = make_region(tmp_path / "old", now=now, days=100)
+    state = State(path=tmp_path / "state").prepare()
+    for number, published in ((1, True), (2, False)):
+        run_of = state.new_run("debian13", now - timedelta(days=number))
+        install(run_of.tree / "root", guest_files((old,), RegionClient(), Registration(), ()))
+        run_of.write("describe", sample_recipe(run_of.tree, old, now))
+        if published:
+            run_of.file("publish").write_text("{}")
+            carrier = run_of.id
+    code, told = factory(tmp_path, "--list", "--json")
+    rows = json.loads(told)["value"]
+    assert code == 1, "the published image outlives what it pins"
+    assert {one for row in rows for one in row["carried_by"]} == {"debian13", carrier}
+    assert all(row["outlived_by"][0].startswith(carrier) for row in rows if carrier in row["carried_by"])
+    assert not any(row["outlived_by"] for row in rows if "debian13" in row["carried_by"])
+
+
+def sample_recipe(tree: Path, region: Region, now: datetime) -> Recipe:
+    return Recipe(
+        description=Description(name="debian13", line="Standard_Debian_13"),
+        tree=tree,
+        tree_sha256="0" * 64,
+        digest="0" * 64,
+        commit="",
+        dirty=False,
+        repositories=(),
+        mirrors={},
+        keyrings={},
+        regions=(region,),
+        region_client=RegionClient(),
+        ntp_servers=(),
+        resolved_at=now,
+    )
