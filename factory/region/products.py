@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,6 +11,7 @@ from typing import ClassVar, Literal
 from factory.errors import Fault, InputFault
 
 _TRIPLE_PARTS = 3
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,11 @@ def faults(found: Sequence[Product], *, aliases: Sequence[str], place: str) -> t
     triples = [product.triple for product in found]
     problems: list[tuple[str, str]] = []
     for product in found:
+        problems += [
+            (product.triple, f"has the {name} {text!r}: use letters, digits and '._+-'")
+            for name, text in (("identifier", product.identifier), ("version", product.version), ("arch", product.arch))
+            if not _WORD.fullmatch(text)
+        ]
         if triples.count(product.triple) > 1:
             problems.append((product.triple, "is there twice"))
         if sum(other.id == product.id for other in found) > 1:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,11 +15,13 @@ from factory.errors import Fault, InputFault
 from factory.model import Repository
 from factory.region.products import Product, faults
 from factory.region.products import products as triples
-from factory.region.repositories import FolderRepository
+from factory.region.region_rules import NAME
+from factory.region.repositories import FolderRepository, is_plain
 from factory.region.sharing import SharingSettings
 from factory.system.files import write_whole
 
 _CLOSED = {"extra": "forbid"}
+_LOCATION = re.compile(r"[A-Za-z0-9._~+:@/-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +201,10 @@ def standalone(found: File, *, place: str, folder: Path) -> StandaloneSettings:
         *_missing(place, {"server.certificate": server.certificate, "server.key": server.key}, folder, Path.is_file),
         *_missing(place, {"server.ca": server.ca, "verification.public_key": found.verification.public_key}, folder),
         *_missing(place, {f"repository {one.alias}": one.folder for one in found.repository}, folder, Path.is_dir),
-        *_twice(place, [(one.location or one.alias).strip("/") for one in found.repository]),
+        *_bad_places(place, found.repository),
     ]
+    if not NAME.fullmatch(server.fqdn):
+        told.append(Fault(place=f"{place} server.fqdn", problem=f"{server.fqdn!r} is no DNS name"))
     if not numbered:
         told.append(Fault(place=f"{place} product", problem="names no product: nobody could register"))
     if told:
@@ -246,8 +251,21 @@ def _missing(place: str, named: Mapping[str, str], folder: Path, is_there: Any =
     ]
 
 
-def _twice(place: str, locations: Sequence[str]) -> list[Fault]:
+def _bad_places(place: str, repositories: Sequence[FolderRepository]) -> list[Fault]:
+    aliases = [one.alias for one in repositories]
+    locations = [(one.location or one.alias).strip("/") for one in repositories]
     return [
-        Fault(place=f"{place} repository", problem=f"two repositories are at /repo/{location}")
-        for location in sorted({one for one in locations if locations.count(one) > 1})
+        *(
+            Fault(place=f"{place} repository {alias}", problem="is there twice")
+            for alias in sorted({one for one in aliases if aliases.count(one) > 1})
+        ),
+        *(
+            Fault(place=f"{place} repository", problem=f"two repositories are at /repo/{location}")
+            for location in sorted({one for one in locations if locations.count(one) > 1})
+        ),
+        *(
+            Fault(place=f"{place} repository", problem=f"'{location}' is no place below /repo/")
+            for location in locations
+            if not _LOCATION.fullmatch(location) or not is_plain(location)
+        ),
     ]

