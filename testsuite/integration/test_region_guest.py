@@ -7,6 +7,7 @@ a server's address where it has to misbehave. Every case is also run with a weak
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import random
@@ -23,13 +24,16 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from factory.model import Region, RegionClient
 from factory.region.certificates import Issued, PrivateKey, fingerprint, issue
 from factory.region.config import GUEST_PROGRAM
 from factory.region.embedded import embedded_region
 from factory.region.services import RegionServices, serve
+from factory.region.update_settings import VerificationSettings
+from factory.sandbox.metadata import metadata_service
 from factory.system.clock import now
 from factory.system.namespaces import NetworkNamespace, network_namespace
 from factory.system.run import Completed, run
@@ -226,7 +230,7 @@ class Stage:
 
 
 def with_authorities(guest: Instance) -> Instance:
-    """Let the instance trust others already, as images do; a bundle of none is never made again, one of one is linked."""
+    """Let the instance trust others already, as images do: Debian makes no bundle of none, and links one of one."""
     for number in range(2):
         other = issue(f"authority {number}", now=now(), days=300, is_authority=True)
         (guest.root / f"usr/share/ca-certificates/other-{number}.crt").write_bytes(other.pem)
@@ -762,6 +766,70 @@ def test_the_data_provider_is_asked(stage: Stage) -> None:
     assert json.loads(document)["instance_id"] == "factory-1"
     assert json.loads(document)["product"] == PRODUCT
     assert (line, rest) == ("<repoformat>plugin:susecloud</repoformat>", "")
+
+
+INSTANCE = "11111111-2222-4333-8444-555555555555"
+
+
+def vouched(key: ed25519.Ed25519PrivateKey, **changes: str) -> dict[str, str]:
+    """What a cloud that signs says of an instance, in its vendordata."""
+    until = (now() + timedelta(days=1)).isoformat()
+    claims = {"instance_id": INSTANCE, "project_id": "p1", "product": PRODUCT, "not_after": until, **changes}
+    document = json.dumps(claims).encode()
+    return {
+        "document": base64.b64encode(document).decode(),
+        "signature": base64.b64encode(key.sign(document)).decode(),
+        "algorithm": "ed25519",
+    }
+
+
+def test_the_clouds_word_comes_from_the_metadata_service_to_the_update_server(
+    region: Region, recorded: Recorded, tmp_path: Path
+) -> None:
+    """Real parts all the way: metadata service, dataProvider, announcement, verification, signature."""
+    ours, foreign = ed25519.Ed25519PrivateKey.generate(), ed25519.Ed25519PrivateKey.generate()
+    public = tmp_path / "cloud.pem"
+    public.write_bytes(ours.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    altered = {**vouched(ours), "document": base64.b64encode(b'{"instance_id": "x"}').decode()}
+    past = (now() - timedelta(hours=1)).isoformat()
+    cases = {
+        "unsigned": ({}, "refused (422)"),
+        "foreign": ({"image_factory": vouched(foreign)}, "refused (422)"),
+        "altered": ({"image_factory": altered}, "refused (422)"),
+        "expired": ({"image_factory": vouched(ours, not_after=past)}, "refused (422)"),
+        "another-instance": ({"image_factory": vouched(ours, instance_id=INSTANCE[::-1])}, "refused (422)"),
+        "another-product": ({"image_factory": vouched(ours, product="debian/12/x86_64")}, "refused (422)"),
+    }
+    metadata = json.dumps({"uuid": INSTANCE, "project_id": "p1", "availability_zone": "nova", "meta": {}})
+    files = {"openstack/latest/meta_data.json": metadata}
+    with (
+        network_namespace() as namespace,
+        metadata_service(namespace, files),
+        serve(
+            namespace,
+            (region,),
+            view=recorded.view,
+            product=PRODUCT,
+            workdir=tmp_path / "work",
+            log_dir=tmp_path / "logs",
+            now=now(),
+            say=lambda _: None,
+            verification=VerificationSettings(provider="openstack", public_key=str(public)),
+        ) as services,
+    ):
+        stage = Stage(services, region, recorded, tmp_path)
+        provider = f"/usr/lib/image-factory/instance-data --root {tmp_path}/root"
+        guest = stage.instance(client=RegionClient(data_provider=provider, instance_args="openstackregion"))
+        for case, (vendor, words) in cases.items():
+            files["openstack/latest/vendor_data2.json"] = json.dumps(vendor)
+            before = everything(guest)
+            done = guest.guestregister()
+            assert (done.returncode, words in done.stderr) == (1, True), f"{case}: {done.stdout} {done.stderr}"
+            assert everything(guest) == before, case
+            assert services.registrations() == (), case
+        files["openstack/latest/vendor_data2.json"] = json.dumps({"image_factory": vouched(ours)})
+        registered(guest)
+        assert services.registrations()[0].products == (PRODUCT,)
 
 
 # -- package tools ----------------------------------------------------------------------------------------------------

@@ -4,11 +4,17 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.machinery
 import importlib.util
+import socket
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -259,3 +265,203 @@ def test_region_servers_are_asked_addresses_first_and_ipv6_only_when_it_answers(
 def test_foreign_text_cannot_forge_a_line_of_the_log() -> None:
     assert guest.printable("a\nb\x1b[31m\u202ec") == "a?b?[31m?c"
     assert len(guest.printable("x" * 9999)) == 300
+
+
+# -- talking ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pem", ["", "\n", "junk", "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n"])
+def test_a_pem_that_is_none_is_not_everybodys(pem: str) -> None:
+    with pytest.raises((ValueError, OSError)):
+        guest.verified(pem)
+
+
+@pytest.mark.parametrize(
+    ("item", "found"),
+    [
+        ("192.0.2.1", ("192.0.2.1", None)),
+        ("2001:db8::1", ("2001:db8::1", None)),
+        ("region.test.invalid", ("region.test.invalid", None)),
+        ("region.test.invalid:8443", ("region.test.invalid", 8443)),
+        ("192.0.2.1:443", ("192.0.2.1", 443)),
+    ],
+)
+def test_an_item_may_have_a_port(item: str, found: tuple[str, int | None]) -> None:
+    assert guest.endpoint(item) == found
+
+
+@pytest.mark.parametrize("item", ["a:", "a:b", "a:0", "a:65536", "a:-1"])
+def test_a_port_that_is_none_is_one_clear_failure(item: str) -> None:
+    with pytest.raises(guest.NoAnswer, match="has no port"):
+        guest.endpoint(item)
+
+
+def served(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server for one connection on loopback; gives its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def accept() -> None:
+            client, _ = listening.accept()
+            with client, contextlib.suppress(OSError):
+                client.recv(65536)
+                answer(client)
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        thread.join(10)
+
+
+def trickle_head(client: socket.socket) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\n")
+    for _ in range(100):
+        client.sendall(b"X-A: b\r\n")
+        time.sleep(0.1)
+
+
+def trickle_body(client: socket.socket) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+    for _ in range(100):
+        client.sendall(b"x")
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("answer", [trickle_head, trickle_body, lambda _: time.sleep(1)])
+def test_who_trickles_is_cut_off(answer: Callable[[socket.socket], None]) -> None:
+    for port in served(answer):
+        started = time.monotonic()
+        with pytest.raises(guest.NoAnswer, match=r"too slow|timed out"):
+            guest.fetch("GET", "127.0.0.1", "127.0.0.1", "/", None, 0.4, port=port)
+        assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"junk\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 999,
+    ],
+)
+def test_an_answer_that_is_none_is_one_clear_failure(content: bytes) -> None:
+    for port in served(lambda client: client.sendall(content)):
+        with pytest.raises(guest.NoAnswer):
+            guest.fetch("GET", "127.0.0.1", "127.0.0.1", "/", None, 5.0, port=port)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100000, b"{" * 9, b"\xff", "[" * 100000, ""])
+def test_json_that_is_none_is_one_kind_of_error(content: bytes | str) -> None:
+    with pytest.raises(ValueError):
+        guest.json_in(content)
+
+
+# -- proxies ----------------------------------------------------------------------------------------------------------
+
+PROXY = "http://192.0.2.99:3128"
+
+
+def proxies(tmp_path: Path, environment: dict[str, str], sysconfig: str = "") -> Any:
+    (tmp_path / "etc/sysconfig").mkdir(parents=True)
+    (tmp_path / "etc/sysconfig/proxy").write_text(sysconfig)
+    return guest.Proxies.read(guest.Files(str(tmp_path)), environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "sysconfig", "by_proxy"),
+    [
+        ({}, "", False),
+        ({"https_proxy": PROXY}, "", True),
+        ({"HTTPS_PROXY": PROXY}, "", True),
+        ({"http_proxy": PROXY}, "", False),
+        ({}, f'PROXY_ENABLED="yes"\nHTTPS_PROXY="{PROXY}"\n', True),
+        ({}, f"PROXY_ENABLED=yes\nHTTPS_PROXY={PROXY}  # unquoted\n", True),
+        ({}, f'PROXY_ENABLED="no"\nHTTPS_PROXY="{PROXY}"\n', False),
+        ({}, f'HTTPS_PROXY="{PROXY}"\n', False),
+        ({}, 'PROXY_ENABLED="yes"\nHTTPS_PROXY="unbalanced\n', False),
+        ({"http_proxy": PROXY, "https_proxy": ""}, f'PROXY_ENABLED="yes"\nHTTPS_PROXY="{PROXY}"\n', True),
+        ({"http_proxy": PROXY, "https_proxy": PROXY}, 'PROXY_ENABLED="yes"\nNO_PROXY="*"\n', True),
+        ({"https_proxy": PROXY, "no_proxy": "*"}, "", False),
+    ],
+)
+def test_where_proxies_come_from(
+    tmp_path: Path, environment: dict[str, str], sysconfig: str, *, by_proxy: bool
+) -> None:
+    assert bool(proxies(tmp_path, environment, sysconfig).way("https", "a.test.invalid", "192.0.2.20")) is by_proxy
+
+
+@pytest.mark.parametrize(
+    ("without", "host", "excepted"),
+    [
+        ("test.invalid", "a.test.invalid", True),
+        (".test.invalid", "A.Test.invalid", True),
+        ("*.test.invalid", "a.test.invalid", True),
+        ("est.invalid", "a.test.invalid", False),
+        ("a.test.invalid.", "a.test.invalid", True),
+        ("192.0.2.0/24, x", "192.0.2.20", True),
+        ("192.0.2.0/24", "198.51.100.1", False),
+        ("192.0.2.20", "192.0.2.20", True),
+        ("2.20", "192.0.2.20", False),
+        ("2001:db8::/32", "2001:db8::1", True),
+        ("", "127.0.0.1", True),
+        ("", "169.254.169.254", True),
+        ("", "a.test.invalid", False),
+    ],
+)
+def test_what_goes_without_a_proxy(without: str, host: str, *, excepted: bool) -> None:
+    assert guest.Proxies({"https": PROXY, "no": without}).excepted(host) is excepted
+
+
+@pytest.mark.parametrize("url", ["https://a", "socks5://a:1", "http://:1", "http://a:port", "http://[::1"])
+def test_a_proxy_of_another_kind_is_one_clear_failure(url: str) -> None:
+    with pytest.raises(guest.Failure, match="of the form") as told:
+        guest.Proxy(url)
+    assert url not in str(told.value)
+
+
+# -- what is kept between runs ----------------------------------------------------------------------------------------
+
+
+def test_the_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    files, first, second = guest.Files(str(tmp_path)), server(), server(name="b.test.invalid")
+    guest.State(first, True, [first, second], guest.Place("qemu", "p", "regionHint=a")).save(files, "debian/13/x86_64")
+    assert (tmp_path / "var/lib/guestregister/state.json").stat().st_mode & 0o777 == 0o600
+    found = guest.State.load(files)
+    assert (found.server.state(), found.complete) == (first.state(), True)
+    assert [one.name for one in found.servers] == ["a.test.invalid", "b.test.invalid"]
+    assert (found.place.framework, found.place.region) == ("qemu", "regionHint=a")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        "7",
+        "null",
+        '{"server": {}}',
+        '{"server": 7, "complete": true}',
+        "[" * 100000,
+        '{"server": null}',
+    ],
+)
+def test_a_state_that_is_none_is_no_state(tmp_path: Path, text: str) -> None:
+    (tmp_path / "var/lib/guestregister").mkdir(parents=True)
+    (tmp_path / "var/lib/guestregister/state.json").write_text(text)
+    found = guest.State.load(guest.Files(str(tmp_path)))
+    assert (found.server, found.complete, found.servers) == (None, False, [])
+
+
+def test_servers_in_the_state_are_checked_as_those_of_region_servers(tmp_path: Path) -> None:
+    files = guest.Files(str(tmp_path))
+    guest.State(server(), True, [server()], guest.Place()).save(files, "x")
+    path = tmp_path / "var/lib/guestregister/state.json"
+    path.write_text(path.read_text().replace("a.test.invalid", "a.b\\n203.0.113.9 deb.example"))
+    assert guest.State.load(files).server is None
+
+
+def test_dnf_sources_are_read() -> None:
+    text = "[a]\nbaseurl=https://a.example/x/\n https://b.example/y\n[b]\nmetalink=https://c.example/?a=1\n"
+    assert guest.repository_addresses(text) == {"https://a.example/x", "https://b.example/y", "https://c.example/?a=1"}
+    assert guest.repository_addresses("no ini") == set()
