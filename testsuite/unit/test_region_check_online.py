@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from factory.region.check_findings import At, Notes, Severity
 from factory.region.check_http import Door, Unanswered
 from factory.region.check_online import Asking, examine_region_servers, examine_update_servers, smt_info
 from factory.region.check_peers import Probe, examine_peers, read_report
+from factory.system.run import PATH, run
 from testsuite.fakes.tls import Answer, Answers, tls_server
 
 NOW = datetime.now(UTC)
@@ -381,3 +383,41 @@ def test_one_server_has_no_peers(site: Site) -> None:
 def test_what_is_no_report_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="no peer report"):
         read_report(content, origin="x")
+
+
+# -- the program that makes a report ----------------------------------------------------------------------------------
+
+REPORTER = Path(__file__).parents[2] / "factory/region/guest/region-peer-report"
+
+
+@pytest.mark.parametrize(
+    ("config", "synchronised", "forwarding"),
+    [
+        ("scc:\n  username: u\n  sync_systems: false\n", "yes", False),
+        ("database:\n  sync_systems: true\nscc:\n  username: u\n", "yes", False),
+        ("scc:\n  username: u\n  sync_systems: true\nmirroring:\n  x: 1\n", "no", True),
+        (None, None, None),
+    ],
+)
+def test_the_report_of_a_peer_is_what_the_check_reads(
+    tmp_path: Path, config: str | None, synchronised: str | None, *, forwarding: bool | None
+) -> None:
+    """Programs on PATH stand for timedatectl and rmt-cli, with the output that theirs has."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    listed = "ID,Product,Mirror?,Last mirrored\\n2,B,Mirror,x\\n1,A,Mirror,y\\n"
+    clock, repositories = f"echo {synchronised}", f"printf '{listed}'"
+    for name, line in (("timedatectl", clock), ("rmt-cli", repositories)):
+        (programs / name).write_text(f"#!/bin/sh\n{line if synchronised else 'exit 1'}\n")
+        (programs / name).chmod(0o755)
+    if config is not None:
+        (tmp_path / "rmt.conf").write_text(config)
+    argv = [sys.executable, "-W", "error", REPORTER, "--server", NAMES[0], "--config", tmp_path / "rmt.conf"]
+    done = run([*argv, "localhost", "nobody.invalid"], env={"PATH": f"{programs}:{PATH}"}, timeout_s=20)
+    server, found = read_report(done.stdout.encode(), origin="x")
+    assert server == NAMES[0]
+    assert found["ntp_synchronised"] is ({"yes": True, "no": False}.get(synchronised or ""))
+    assert found["forwarding"] is forwarding
+    assert found["repositories"] == (["1 A", "2 B"] if synchronised else None)
+    assert "127.0.0.1" in found["resolves"]["localhost"]
+    assert found["resolves"]["nobody.invalid"] == []
