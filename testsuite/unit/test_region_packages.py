@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -201,18 +202,20 @@ def test_servers_known_by_ipv6_can_be_packed(region: Region, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("build", [build_deb, build_rpm])
 def test_the_same_content_makes_the_same_bytes(build, config: Payload, guest: Payload, tmp_path: Path) -> None:
-    for payload in (config, guest):
+    not_yet = replace(config, name="acme-future", epoch=int(datetime(2080, 1, 1, tzinfo=UTC).timestamp()))
+    for payload in (config, guest, not_yet):
         found = []
         for number, mask in enumerate((0o022, 0o077)):
             before = os.umask(mask)
             try:
                 folder = tmp_path / f"{payload.name}-{number}"
                 found.append(sha256_file(build(payload, "1.0+1", folder)))
+                time.sleep(1.1 if payload is not_yet and not number else 0)  # file times count seconds
             finally:
                 os.umask(before)
         assert found[0] == found[1]
-        other = build(replace(payload, summary="another"), "1.0+1", tmp_path / payload.name)
-        assert sha256_file(other) != found[0]
+    other = build(replace(config, summary="another"), "1.0+1", tmp_path)
+    assert sha256_file(other) != sha256_file(tmp_path / f"{config.name}-0" / other.name)
 
 
 def test_the_deb_is_one_that_dpkg_likes(config: Payload, guest: Payload, tmp_path: Path) -> None:

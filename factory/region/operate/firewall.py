@@ -112,8 +112,8 @@ def _source_faults(region: Region, policy: Policy) -> Iterator[Fault]:
 
 
 def _whole_family(networks: Sequence[Network]) -> str:
-    """Which address family the networks cover as a whole, in how many pieces ever."""
-    for network in _collapsed(networks):
+    """Which address family the collapsed networks cover as a whole."""
+    for network in networks:
         if network.prefixlen == 0:
             return f"all IPv{network.version} addresses"
     return ""
