@@ -854,3 +854,9 @@ def test_the_old_entrance_still_tells_faults(root: Path, region: Region) -> None
     (root / PEM).unlink()
     (fault,) = check_tree(root, (region,), now=NOW, lifetime_days=LIFETIME_DAYS, client=CLIENT)
     assert fault.place == PEM
+
+
+def test_the_reference_page_tells_every_rule() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/region.md").read_text()
+    for rule, title in RULES.items():
+        assert f"| {rule} | {title} |" in page
