@@ -164,6 +164,7 @@ def region_serve(  # noqa: PLR0917 - options of a command line
 
 def _generated(networks: Path | None, servers: Path | None) -> Generated:
     from factory.describe import load_site
+    from factory.describe.places import key_lines
     from factory.region.networks import generate
 
     if servers is not None:
@@ -173,7 +174,8 @@ def _generated(networks: Path | None, servers: Path | None) -> Generated:
     if not site.regions:
         saying("region")("the site file names no [[region]]: this is the embedded throw-away region")
         return generate(installation().regions(clock()), networks=networks, place="the embedded region")
-    return generate(site.regions, networks=networks, place=path.name if path else "site.toml")
+    assert path is not None
+    return generate(site.regions, networks=networks, place=path.name, lines=key_lines(path.read_text()))
 
 
 def _compared(ours: Sequence[RegionEntry], other: str, ca: Path | None, *, hints_only: bool) -> Comparison:

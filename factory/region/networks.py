@@ -30,7 +30,7 @@ from factory.region.data import (
     render,
     server_address_problem,
 )
-from factory.region.region_rules import NAME, REGION_NAME, check_regions
+from factory.region.region_rules import NAME, REGION_NAME, KeyLines, check_regions
 
 _BLANKS = " \t\r\n"
 
@@ -65,12 +65,17 @@ class Generated:
 
 
 def generate(
-    regions: Sequence[Region], *, networks: Path | None = None, servers: Path | None = None, place: str = "site.toml"
+    regions: Sequence[Region],
+    *,
+    networks: Path | None = None,
+    servers: Path | None = None,
+    place: str = "site.toml",
+    lines: KeyLines | None = None,
 ) -> Generated:
     """Make region data.
 
     Args:
-        regions: the site's; ``place`` is what faults call them.
+        regions: the site's; ``place`` is what faults call their file, ``lines`` where its keys stand.
         networks: a table to take all networks from.
         servers: a table to take all regions and update servers from.
 
@@ -81,7 +86,7 @@ def generate(
     if servers is not None:
         entries = _entries_of_servers(read_table(servers, SERVERS, faults), servers.parent, faults)
     else:
-        found = check_regions(regions, place=place)
+        found = check_regions(regions, place=place, lines=lines)
         faults += found
         entries = () if found else entries_of(regions)
     if networks is not None:

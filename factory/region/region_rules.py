@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from factory.errors import Fault
 from factory.model import Region, Server
@@ -17,16 +17,28 @@ NAME = re.compile(
 REGION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def check_regions(regions: Sequence[Region], *, place: str = "site.toml") -> tuple[Fault, ...]:
-    """Every reason why these regions cannot be served."""
-    return tuple(_faults(regions, place))
+KeyLines = Mapping[tuple[str | int, ...], int]
+"""On which line of a site file each key stands, such as ``("region", 0, "networks")``."""
 
 
-def _faults(regions: Sequence[Region], place: str) -> Iterator[Fault]:
+def check_regions(
+    regions: Sequence[Region], *, place: str = "site.toml", lines: KeyLines | None = None
+) -> tuple[Fault, ...]:
+    """Every reason why these regions cannot be served; with ``lines``, each with its line."""
+    return tuple(_faults(regions, place, lines or {}))
+
+
+def _where(place: str, lines: KeyLines, region: Region, *path: str | int) -> str:
+    """Where a region, or a part of it, stands: the line of the nearest key that the file has."""
+    line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
+    return f"{place}:{line} region.{region.name}" if line else f"{place} region.{region.name}"
+
+
+def _faults(regions: Sequence[Region], place: str, lines: KeyLines) -> Iterator[Fault]:
     seen: dict[str, str] = {}
     owners: dict[str, str] = {}
-    for region in regions:
-        where = f"{place} region.{region.name}"
+    for number, region in enumerate(regions):
+        where = _where(place, lines, region, "region", number, "name")
         if not REGION_NAME.fullmatch(region.name):
             yield Fault(
                 place=where,
@@ -44,11 +56,13 @@ def _faults(regions: Sequence[Region], place: str) -> Iterator[Fault]:
             yield Fault(
                 place=where, problem="has no update servers", cure="instances could not register; name two or more"
             )
-        yield from _network_faults(region, where, owners)
-        for server in (*region.servers, *region.update_servers):
-            yield from _server_faults(server, where)
-        yield from _pairing_faults(region, where)
-        yield from _authority_faults(region, where)
+        yield from _network_faults(region, _where(place, lines, region, "region", number, "networks"), owners)
+        for kind, servers in (("servers", region.servers), ("update_servers", region.update_servers)):
+            for position, server in enumerate(servers):
+                yield from _server_faults(server, _where(place, lines, region, "region", number, kind, position))
+        updates = _where(place, lines, region, "region", number, "update_servers")
+        yield from _pairing_faults(region, updates)
+        yield from _authority_faults(region, updates)
 
 
 def _network_faults(region: Region, where: str, owners: dict[str, str]) -> Iterator[Fault]:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from werkzeug.serving import make_server
 
 from factory.cli import main
+from factory.describe import load_site
 from factory.errors import Fault, InputFault, RegionError
 from factory.model import Region, Server
 from factory.region.certificates import fingerprint, issue
@@ -427,6 +428,25 @@ def test_the_commands_say_by_their_status_what_they_found(tables: Path, factory:
     assert [line.split(" ")[0] for line in wrong.stdout.splitlines()[:2]] == ["new.cfg:11", "new.cfg:12"]
     assert factory("data", "validate", "nosuch.cfg").returncode == 2
     assert factory("data", "diff", "http://127.0.0.1:1/", *both).returncode == 3
+
+
+def test_faults_of_the_site_file_are_told_with_their_lines(
+    tables: Path, region: Region, factory: Callable[..., Done]
+) -> None:
+    block = (
+        '[[region]]\nname = "{name}"\nnetworks = ["198.51.100.0/24"]\n'
+        'servers = [{{name = "r.test.invalid", ipv4 = "192.0.2.1", pem = "ca.pem"}}]\n'
+        'update_servers = [\n  {{name = "a.test.invalid", ipv4 = "{ipv4}", pem = "ca.pem"}},\n]\n'
+    )
+    site = tables / "site.toml"
+    site.write_text(block.format(name="one", ipv4="192.0.2.2") + block.format(name="two", ipv4="127.0.0.1"))
+    done = factory("data", "generate")
+    assert done.returncode == 2
+    assert "site.toml:10 region.two.networks: 198.51.100.0/24 is in 'one' too" in done.stderr
+    assert "site.toml:13 region.two server a.test.invalid: 127.0.0.1 can never" in done.stderr
+    site.write_text(block.format(name="one", ipv4="192.0.2.2"))
+    good = factory("data", "generate")
+    assert (good.returncode, good.stdout) == (0, region_data(load_site(site).regions))
 
 
 def test_serve_checks_before_it_listens(tables: Path, factory: Callable[..., Done]) -> None:
