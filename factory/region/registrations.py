@@ -401,6 +401,8 @@ def _same_system(session: Session, told: SharedSystem) -> _System | None:
         known = next((one for one in candidates if one.uid == told.uid), None)
         if known is not None:
             return known
+    if told.token and told.token == told.login:  # a verified instance that announced itself anew
+        return next((one for one in candidates if one.token == told.token), None)
     same = [one for one in candidates if one.password == told.password]
     by_token = next((one for one in same if (one.token or "") == (told.token or "")), None)
     return by_token or (None if told.uid else next((one for one in same if not one.token), None))

@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from flask import Flask, Response, redirect, request, send_file
 from sqlalchemy.exc import OperationalError
-from werkzeug.exceptions import NotFound
+from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from factory.inputs.view import open_view
@@ -119,7 +119,18 @@ def make_app(catalogue: Catalogue, gate: Gate, *, ca: Path, secret: str = "") ->
     app.add_url_rule("/repo/<path:path>", view_func=serving.file)
     app.register_error_handler(Gone, lambda _: Refused("Invalid system credentials", 401).get_response())
     app.register_error_handler(OperationalError, _busy)
+    app.register_error_handler(HTTPException, _in_json)
     return app
+
+
+def _in_json(wrong: HTTPException) -> WerkzeugResponse:
+    """Errors of the framework as clients of the API can read them; elsewhere as they are."""
+    answer = wrong.get_response()
+    if wrong.response is None and request.path.startswith(("/connect/", "/api/")):
+        told = Refused(wrong.description or wrong.name, wrong.code or 500).get_response()
+        told.headers.extend((name, text) for name, text in answer.headers if name == "Allow")
+        return told
+    return answer
 
 
 def _busy(wrong: Exception) -> WerkzeugResponse:

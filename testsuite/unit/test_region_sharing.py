@@ -138,6 +138,14 @@ def test_a_changed_token_and_a_clone_are_the_same_systems_there(here: Here, ther
     assert len(there.systems()) == 2
 
 
+def test_a_verified_instance_that_announced_itself_anew_has_one_password(here: Here, there: Registrations) -> None:
+    for _ in range(2):
+        here.registrations.announce(hostname="h", instance_data="", now=NOW, identifier="instance-1", proven=True)
+        here.sender.drain(here.peer)
+        assert there.shared("instance-1") == here.registrations.shared("instance-1") != ()
+        assert len(there.systems()) == 1
+
+
 def test_what_a_peer_told_is_not_told_on(tmp_path: Path, here: Here) -> None:
     client = app_of(here.registrations).test_client()
     assert client.post("/api/regsharing", json=message(), headers=bearer()).status_code == 204

@@ -299,7 +299,12 @@ def test_it_says_what_it_is(client: FlaskClient, tmp_path: Path) -> None:
 
 def test_big_and_broken_bodies_are_refused(client: FlaskClient) -> None:
     path = "/connect/subscriptions/systems"
-    assert client.post(path, data=b"{" * (2 << 20)).status_code == 413
+    too_long = client.post(path, data=b"{" * (2 << 20))
+    assert (too_long.status_code, bool(error(too_long))) == (413, True)
+    wrong = client.delete(path)
+    assert (wrong.status_code, bool(error(wrong)), "POST" in wrong.headers["Allow"]) == (405, True, True)
+    assert client.get("/connect/nothing").json is not None
+    assert client.get("/nothing").json is None
     assert client.post(path, data=b"{").status_code == 422
     assert client.post(path, json={"hostname": {"a": 1}, "instance_data": 7}).status_code == 201
 
