@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from factory.errors import RegionError
 from factory.region.packages.contents import Payload, is_per_image, payloads
 from factory.region.packages.deb import build_deb
 from factory.region.packages.repository import published_debs, write_apt_repository, write_rpm_repository
 from factory.region.packages.rpm import build_rpm
 from factory.region.packages.signing import PackageSigner
 from factory.region.packages.versions import issue
+from factory.system.run import PATH
 
 __all__ = [
     "PackageSigner",
@@ -59,8 +62,9 @@ def build_packages(
         record: the file that remembers which versions were given out.
 
     Raises:
-        RegionError: the packages cannot be signed.
+        RegionError: a tool is missing (nothing was written), or the packages cannot be signed.
     """
+    _expect_tools()
     versions = issue(wanted, record, published=published_debs(folder / APT))
     with tempfile.TemporaryDirectory(prefix="factory-packages-") as scratch:
         debs, rpms = [], []
@@ -77,3 +81,15 @@ def build_packages(
         rpms=kept_rpms,
         fingerprint=signer.fingerprint,
     )
+
+
+_TOOLS = {"dpkg-deb": "dpkg", "rpmbuild": "rpm", "rpmsign": "rpm", "createrepo_c": "createrepo-c"}
+
+
+def _expect_tools() -> None:
+    missing = {tool: package for tool, package in _TOOLS.items() if shutil.which(tool, path=PATH) is None}
+    if missing:
+        raise RegionError(
+            f"packages cannot be built without {', '.join(missing)}",
+            hint=f"apt-get install {' '.join(sorted(set(missing.values())))}",
+        )

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import os
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from datetime import datetime
 from email.utils import format_datetime
@@ -21,6 +22,7 @@ from factory.system.run import run
 MAINTAINER = "Image Factory <image-factory@images.invalid>"
 CONTENT_FIELD = "Content-Sha256"
 _TIMEOUT_S = 60.0
+_COLUMNS = 76
 _POSTINST = """\
 #!/bin/sh
 set -e
@@ -103,7 +105,7 @@ def control_text(payload: Payload, version: str) -> str:
         "Section": "admin",
         "Priority": "optional",
         CONTENT_FIELD: payload.content_sha256,
-        "Description": "\n ".join([payload.summary, *payload.description]),
+        "Description": "\n ".join([payload.summary, *textwrap.wrap(" ".join(payload.description), _COLUMNS)]),
     }
     return "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
 
@@ -129,7 +131,7 @@ Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: Image Factory
 
 Files: *
-Copyright: the authors of Image Factory
+Copyright: 2026 the authors of Image Factory
 License: Apache-2.0
  On Debian systems the whole text is in /usr/share/common-licenses/Apache-2.0.
 """
