@@ -89,6 +89,38 @@ def promises(here: Installation, image: str, records: Ledger | None) -> tuple[Pr
     return promises_of(description, here=here, ledger=records, now=clock(), say=saying("promises"))
 
 
+@app.command("table")
+def flavor_table(
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page there.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Which image runs on which flavor of [[flavor]] in the site file, which can move while it runs, and why not."""
+    from factory.describe import images, load_description
+    from factory.system.files import write_whole
+    from factory.table import page
+    from factory.table import table as judged
+
+    here = installation()
+    if not here.site.flavors:
+        raise InputFault("the site file names no flavor", hint="add [[flavor]] tables to site.toml")
+    found = judged([load_description(here.project, name) for name in images(here.project)], here.site.flavors)
+    if html is not None:
+        write_whole(html, page(found, now=clock()))
+    if as_json:
+        rows = [
+            {"image": one.image, "line": one.line, "flavor": one.flavor, "runs": one.runs, "why_not": one.why_not}
+            | {"live_migration": one.moves, "stays": one.stays if one.runs else ()}
+            for one in found.cells
+        ]
+        print_json("table", rows)
+        return
+    for one in found.cells:
+        words = "; ".join(one.why_not) or ("moves while it runs" if one.moves else f"stays: {'; '.join(one.stays)}")
+        table((f"{one.image} {one.flavor}", f"{'runs' if one.runs else 'does not run'}, {words}"))
+
+
 @app.command()
 def report(
     image: Image,
