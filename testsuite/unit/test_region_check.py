@@ -211,6 +211,10 @@ CASES = {
     "text before a section": Case(1, ":1", "before the first [section]", cfg("[server]", "api = x\n[server]")),
     "duplicate option": Case(1, ":3", "is there twice", cfg("api = regionInfo", "api = regionInfo\napi = b")),
     "no option": Case(1, ":6", "neither a section nor", cfg("[instance]", "junk\n[instance]")),
+    "no server section": Case(1, ":1", "no [server] section", cfg("[server]", "[servers]")),
+    "no instance section": Case(
+        1, ":1", "no [instance] section", lambda root: (root / CONFIG).write_text(_without(root, "[instance]", 4))
+    ),
     "placeholder": Case(1, ":2 server.api", "placeholder", cfg("api = regionInfo", "api = REPLACE_API")),
     "metadata placeholder": Case(
         1, ":2 server.metadata_server", "not an http(s) address", cfg("api =", "metadata_server = no url\napi =")
@@ -360,6 +364,12 @@ def _only(root: Path, name: str, value: str | None = None) -> None:
     (root / CONFIG).write_text("\n".join(line for line in kept if line != f"{name} = None"))
     if value is None or not value:
         shutil.rmtree(root / CERTIFICATES[1:])
+
+
+def _without(root: Path, header: str, lines: int) -> str:
+    kept = (root / CONFIG).read_text().splitlines(keepends=True)
+    start = kept.index(f"{header}\n")
+    return "".join(kept[:start] + kept[start + lines :])
 
 
 def _rename(root: Path, old: str, new: str) -> None:
