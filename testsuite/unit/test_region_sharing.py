@@ -481,8 +481,8 @@ def test_nothing_a_peer_tells_is_an_error_of_the_server(changes: dict[str, objec
         ({"peers": ("a/../b",)}, "is no peer"),
         ({"api_secret_file": ""}, "need 'api_secret_file'"),
         ({"data_dir": ""}, "need 'api_secret_file' and 'data_dir'"),
-        ({"api_secret_file": "/nonexistent"}, "cannot be read"),
-        ({"ca_path": "/nonexistent"}, "holds no CA certificates"),
+        ({"api_secret_file": "/dev/null/none"}, "cannot be read"),
+        ({"ca_path": "/dev/null/none"}, "holds no CA certificates"),
     ],
 )
 def test_settings_that_cannot_work_are_faults(
