@@ -147,12 +147,13 @@ def examine_site(regions: Sequence[Region], client: RegionClient, notes: Notes, 
 def _by_client(subject: Subject, notes: Notes) -> None:
     content, regions = subject.content, subject.regions or ()
     update_servers = [server for region in regions for server in region.update_servers]
-    if content.client is not Client.SUSE:
-        notes.skip((19, 22), "only SUSE's client has a registry set-up and reads /etc/sysconfig/proxy")
-        return
-    examine_registry(content.root, notes, [registry(server) for server in update_servers])
     listed = region_items(content.root.text(CLIENT_CONFIG) or "")
-    examine_proxy(content.root, notes, (*listed, *(server.name for server in update_servers)))
+    theirs = content.client is Client.SUSE
+    examine_proxy(content.root, notes, (*listed, *(server.name for server in update_servers)), quoted=theirs)
+    if theirs:
+        examine_registry(content.root, notes, [registry(server) for server in update_servers])
+    else:
+        notes.skip(19, "only SUSE's client has a registry set-up")
 
 
 def _count_items(read: ini.Ini, notes: Notes) -> None:

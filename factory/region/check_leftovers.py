@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import tomllib
@@ -136,8 +137,12 @@ def examine_cloud_init(root: Root, notes: Notes) -> None:
         )
 
 
-def examine_proxy(root: Root, notes: Notes, servers: Sequence[str]) -> None:
-    """Rule 22: ``/etc/sysconfig/proxy`` can be read by SUSE's client, and does not hide the servers."""
+def examine_proxy(root: Root, notes: Notes, servers: Sequence[str], *, quoted: bool) -> None:
+    """Rule 22: ``/etc/sysconfig/proxy`` can be read, and does not hide the servers.
+
+    Args:
+        quoted: whether values must be in double quotes, as for SUSE's client.
+    """
     text = root.text("etc/sysconfig/proxy")
     if text is None:
         notes.skip(22, "there is no /etc/sysconfig/proxy")
@@ -149,7 +154,7 @@ def examine_proxy(root: Root, notes: Notes, servers: Sequence[str]) -> None:
             found[told["name"]] = (number, told["value"])
     if found.get("PROXY_ENABLED", (0, ""))[1] == '"no"':
         return
-    for name, (number, value) in found.items():
+    for name, (number, value) in found.items() if quoted else ():
         if not re.fullmatch(r'"[^"]*"', value):
             notes.error(
                 22,
@@ -158,9 +163,9 @@ def examine_proxy(root: Root, notes: Notes, servers: Sequence[str]) -> None:
                 why="the client's reader crashes on it",
                 cure='write every value as NAME="value", or PROXY_ENABLED="no"',
             )
-    direct = {one.strip() for one in found.get("NO_PROXY", (0, ""))[1].strip('"').split(",")}
-    hidden = [server for server in servers if server not in direct]
-    if found.get("PROXY_ENABLED", (0, ""))[1] == '"yes"' and hidden:
+    direct = [one.strip() for one in _bare(found.get("NO_PROXY", (0, ""))[1]).split(",")]
+    hidden = [server for server in servers if not any(_excepts(one, server) for one in direct)]
+    if _bare(found.get("PROXY_ENABLED", (0, ""))[1]).lower() == "yes" and hidden:
         notes.warn(
             22,
             At(file="etc/sysconfig/proxy", line=found["PROXY_ENABLED"][0], key="PROXY_ENABLED"),
@@ -168,3 +173,22 @@ def examine_proxy(root: Root, notes: Notes, servers: Sequence[str]) -> None:
             why="registration works only when the proxy reaches these servers",
             cure="name region and update servers in NO_PROXY, or make sure the proxy reaches them",
         )
+
+
+def _bare(value: str) -> str:
+    return value.strip().strip("\"'")
+
+
+def _excepts(exception: str, server: str) -> bool:
+    """Whether an entry of NO_PROXY means this server: itself, its domain, or a network around its address."""
+    bare = exception.lstrip("*").lstrip(".").lower()
+    if exception == "*" or (bare and bare == server.lower()):
+        return True
+    try:
+        address = ipaddress.ip_address(server)
+    except ValueError:
+        return bool(bare) and server.lower().endswith(f".{bare}")
+    try:
+        return address in ipaddress.ip_network(exception, strict=False)
+    except ValueError:
+        return False

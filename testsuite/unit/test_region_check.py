@@ -489,6 +489,24 @@ def test_a_root_with_our_client_is_good(tmp_path: Path, region: Region, mode: st
     assert [one.rule for one in spoiled.errors] == [16]
 
 
+@pytest.mark.parametrize(
+    ("text", "severity"),
+    [
+        ("PROXY_ENABLED=no\nHTTP_PROXY=x\n", None),
+        ("PROXY_ENABLED=yes\nNO_PROXY=.cloud.example,192.0.2.0/24,2001:db8::/32\n", None),
+        ("PROXY_ENABLED=yes\nNO_PROXY=*\n", None),
+        ("PROXY_ENABLED=yes\nNO_PROXY=cloud.example,192.0.2.1\n", Severity.WARNING),
+    ],
+)
+def test_our_client_takes_values_without_quotes(
+    tmp_path: Path, region: Region, text: str, severity: Severity | None
+) -> None:
+    root = make_own_root(tmp_path, region)
+    write("etc/sysconfig/proxy", text)(root)
+    found = examined(root, (region,), client=RegionClient()).findings
+    assert [(one.rule, one.severity) for one in found] == ([(22, severity)] if severity else [])
+
+
 def build_tree(
     folder: Path, region: Region, *, packages: Sequence[str], script: str = "", mode: str = "on-demand"
 ) -> Path:
