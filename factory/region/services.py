@@ -28,6 +28,7 @@ from factory.region.config import items, region_data, registry
 from factory.region.online import handshake_problem
 from factory.region.products import products
 from factory.region.registrations import RegisteredSystem, Registrations
+from factory.region.repositories import FolderRepository
 from factory.region.update_settings import RecordedInputs, UpdateSettings, VerificationSettings
 from factory.system.namespaces import NetworkNamespace
 from factory.system.run import last_lines, run, running
@@ -180,6 +181,7 @@ def serve(
     client: RegionClient | None = None,
     handshake: bool = True,
     verification: VerificationSettings | None = None,
+    folders: Sequence[FolderRepository] = (),
 ) -> Iterator[RegionServices]:
     """Play all servers of these regions for the length of the block.
 
@@ -191,6 +193,7 @@ def serve(
         product: NAME/VERSION/ARCH that may register; others get 422.
         client: where images keep the PEMs, and whether port 80 must answer.
         verification: how update servers verify instances (default: not at all).
+        folders: what update servers give out besides ``view``.
         handshake: also ask the real region servers whose keys are not ours, for ``region_proof``.
 
     Raises:
@@ -218,6 +221,7 @@ def serve(
             product=product,
             https_only=client.https_only,
             verification=verification or VerificationSettings(),
+            folders=tuple(folders),
         ),
         _registrations=registrations,
     )
@@ -352,6 +356,7 @@ class _Stage:
         product: str,
         https_only: bool,
         verification: VerificationSettings,
+        folders: tuple[FolderRepository, ...],
     ) -> tuple[_Part, ...]:
         """The processes to run, with the files they read written."""
         data = self.folder / "regionData.cfg"
@@ -375,6 +380,7 @@ class _Stage:
                 database=str(self.folder / "registrations.sqlite"),
                 products=products((product,)),
                 verification=verification,
+                folders=folders,
                 recorded=RecordedInputs(
                     lock=str(self.folder / "inputs.lock"), blobs=str(view.blobs), repositories=view.repositories
                 ),
