@@ -6,20 +6,20 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from factory.errors import FactoryError
+from factory.errors import FactoryError, InputFault, InputsError
 from factory.system.files import free_bytes
 from factory.system.namespaces import network_namespace
 from factory.system.run import PATH, run
 
 if TYPE_CHECKING:
+    from factory.inputs.upstream import Upstream
     from factory.installation import Installation
     from factory.store.probe import Probed
     from factory.store.protocol import Say
@@ -152,27 +152,35 @@ def space(here: Installation) -> Finding:
 
 
 def mirrors(here: Installation) -> Iterator[Finding]:
-    """Every mirror that the descriptions read from, by asking it for a signed index."""
+    """Every mirror that the descriptions read from, by asking it for a signed index, with the credentials it wants."""
     from factory.describe import build_sources, images
+    from factory.inputs.upstream import Upstream
 
-    asked: set[str] = set()
+    asked: set[tuple[str, bool]] = set()
     for image in images(here.project):
+        try:
+            logins = here.logins(image)
+        except InputFault as unread:
+            yield from (Finding(name="secret", ok=False, says=str(one), cure="see site.toml") for one in unread.faults)
+            continue
+        upstream = Upstream(timeout_s=_MIRROR_TIMEOUT_S, attempts=1, logins=logins)
         for alias, mirror, suite in build_sources(here.project, image, site=here.site):
             address = f"{mirror.rstrip('/')}/dists/{suite}/InRelease"
-            if address in asked:
-                continue
-            asked.add(address)
-            try:
-                with urllib.request.urlopen(address, timeout=_MIRROR_TIMEOUT_S) as answer:  # noqa: S310 the site's mirror
-                    answer.read(1)
-                yield Finding(name=f"mirror {alias} {suite}", ok=True, says="answers")
-            except (urllib.error.URLError, TimeoutError, OSError) as away:
-                yield Finding(
-                    name=f"mirror {alias} {suite}",
-                    ok=False,
-                    says=f"{address}: {away}",
-                    cure=f"set {alias} under [mirrors] in site.toml to one that answers",
-                )
+            if (address, bool(logins)) not in asked:
+                asked.add((address, bool(logins)))
+                yield _mirror(f"mirror {alias} {suite}", address, upstream, alias=alias)
+
+
+def _mirror(name: str, address: str, upstream: Upstream, *, alias: str) -> Finding:
+    cure = f"set {alias} under [mirrors] in site.toml to one that answers"
+    try:
+        with upstream.get(address) as (status, body):
+            if status == HTTPStatus.OK and next(body, b""):
+                return Finding(name=name, ok=True, says="answers")
+            return Finding(name=name, ok=False, says=f"{address}: status {status}", cure=cure)
+    except InputsError as away:
+        said = "; ".join(text for key, text in away.facts if key == "said")
+        return Finding(name=name, ok=False, says=f"{address}: {said or away.message}", cure=cure)
 
 
 def embedded(here: Installation) -> Iterator[Finding]:

@@ -175,6 +175,7 @@ def nightly(
     from factory.system.clock import now
 
     here = installation()
+    here.logins(image)  # a secret that cannot be read is a fault of the site file, told before anything starts
     require(here)
     with ledger(here) as records:
         try:

@@ -15,8 +15,6 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from factory.errors import InputsError
 from factory.system.secrets import Login
 
-_TIMEOUT_S = 60.0
-_ATTEMPTS = 3
 _HOPS = 5
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _UNAUTHORIZED = 401
@@ -29,12 +27,22 @@ class Upstream:
     """A client for mirrors. Connections belong to the thread that made them.
 
     Args:
+        attempts: how often a mirror that does not answer is asked.
         logins: credentials by a mirror's address; sent to addresses below it and, after a redirect, to no other.
     """
 
-    def __init__(self, *, pause_s: float = 1.0, logins: Mapping[str, Login] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        pause_s: float = 1.0,
+        timeout_s: float = 60.0,
+        attempts: int = 3,
+        logins: Mapping[str, Login] | None = None,
+    ) -> None:
         self._local = threading.local()
         self._pause_s = pause_s
+        self._timeout_s = timeout_s
+        self._attempts = attempts
         self._logins = dict(logins or {})
         self._tls = ssl.create_default_context()
 
@@ -65,7 +73,7 @@ class Upstream:
     def _ask(self, address: str) -> http.client.HTTPResponse:
         parts = urlsplit(address)
         said = ""
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(self._attempts):
             if attempt:
                 time.sleep(self._pause_s * attempt)
             try:
@@ -83,7 +91,7 @@ class Upstream:
             self._drop(parts)
         raise InputsError(
             f"the mirror '{parts.netloc}' does not answer",
-            facts=(("address", address), ("said", said[:300]), ("tried", f"{_ATTEMPTS} times")),
+            facts=(("address", address), ("said", said[:300]), ("tried", f"{self._attempts} times")),
             hint="check the network and [mirrors] in site.toml",
         )
 
@@ -119,9 +127,9 @@ class Upstream:
         key = f"{parts.scheme}://{parts.netloc}"
         if key not in kept:
             if parts.scheme == "https":
-                kept[key] = http.client.HTTPSConnection(parts.netloc, timeout=_TIMEOUT_S, context=self._tls)
+                kept[key] = http.client.HTTPSConnection(parts.netloc, timeout=self._timeout_s, context=self._tls)
             else:
-                kept[key] = http.client.HTTPConnection(parts.netloc, timeout=_TIMEOUT_S)
+                kept[key] = http.client.HTTPConnection(parts.netloc, timeout=self._timeout_s)
         return kept[key]
 
     def _drop(self, parts: SplitResult) -> None:

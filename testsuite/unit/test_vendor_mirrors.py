@@ -8,6 +8,7 @@ import contextlib
 import http.server
 import ssl
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from factory.describe.load import load_site
 from factory.describe.repositories import logins
+from factory.doctor import mirrors
 from factory.errors import InputFault, InputsError
 from factory.inputs.freshness import indexes_changed
 from factory.inputs.lock import lock_text, write_lock
@@ -158,6 +160,37 @@ def test_a_password_goes_to_its_own_folder_of_a_server_only(vendor) -> None:
         with pytest.raises(InputsError), upstream.get(address + path):
             pass
     assert seen == [None, None, None]
+
+
+def test_doctor_asks_the_mirror_with_its_password(vendor, archive, tmp_path) -> None:
+    address, seen = vendor
+    project(tmp_path / "project")
+    text = SITE.replace("https://vendor.example/debian/", address)
+    path = site(tmp_path, text)
+    here = Installation(
+        project=tmp_path / "project",
+        state=State(path=tmp_path),
+        site=load_site(path),
+        environment={"VENDOR_USER": USER},
+    )
+    assert [(one.name, one.ok) for one in mirrors(here)] == [("mirror debian trixie", True)]
+    (refused,) = mirrors(replace(here, environment={"VENDOR_USER": "stranger"}))
+    assert not refused.ok
+    assert "does not let the credentials given in" in refused.says
+    (unread,) = mirrors(replace(here, environment={}))
+    assert (unread.name, unread.ok) == ("secret", False)
+    assert "repositories.debian13.debian.user" in unread.says
+    assert len(seen) == 2
+
+
+def project(folder: Path) -> None:
+    """A project whose only image reads one suite of one repository."""
+    described = folder / "descriptions" / "debian13"
+    described.mkdir(parents=True)
+    (described / "image.toml").write_text(
+        '[image]\nname = "debian13"\nline = "L"\n'
+        '[update_repositories.debian]\nurl = "http://mirror.example/debian"\nsuites = ["trixie"]\nkey = "/k.pgp"\n'
+    )
 
 
 # -- the site file -----------------------------------------------------------------------------------------------------
