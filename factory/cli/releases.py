@@ -70,7 +70,7 @@ def status(as_json: Json = False) -> None:
     for row in found:
         broken = row.pop("promises")
         table(*((name, "-" if value in {None, ""} else str(value)) for name, value in row.items()))
-        table(("promises", "not known" if broken is None else "kept" if not broken else ""))
+        table(("promises", "not known" if broken is None else "kept" if not broken else f"{len(broken)} at risk"))
         for one in broken or ():
             print(f"  {one}")
         print()

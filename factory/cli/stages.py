@@ -156,9 +156,11 @@ def rotate(image: Image, run: RunId = None, as_json: Json = False) -> None:
         rotations = line.rotate(line.run.read("publish", Publication))
     if as_json:
         print_json("rotate", rotations)
-        return
-    for one in rotations.rotations:
-        table(("latest", one.latest), ("prev", one.prev or "-"), ("gap", f"{one.gap_s * 1000:.0f} ms"))
+    for one in rotations.rotations if not as_json else ():
+        differs = (("differs", "; ".join(one.differs)),) if one.differs else ()
+        table(("latest", one.latest), ("prev", one.prev or "-"), ("gap", f"{one.gap_s * 1000:.0f} ms"), *differs)
+    if any(one.differs for one in rotations.rotations):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -175,8 +175,15 @@ CASES: dict[str, tuple[Callable[[], Rule], set[str], set[str]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def shared(new_tenant: Callable[[], Tenant]) -> Tenant:
+    """One project for many probes: each leaves it empty."""
+    return new_tenant()
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_missing_is_told_with_what_it_costs(tenant: Tenant, case: str) -> None:
+def test_what_is_missing_is_told_with_what_it_costs(shared: Tenant, case: str) -> None:
+    tenant = shared
     make, degraded, needed = CASES[case]
     with narrowed(tenant.store().address(), make()) as address:
         found = look(behind(tenant, address))
