@@ -1109,6 +1109,7 @@ def test_killed_anywhere_and_then_refused_it_leaves_nothing(stage: Stage, steps:
     for step in steps:
         cut = killed_before(guest, step)
         (guest.root / "killer.py").unlink()
+        login = guest.read(CREDENTIALS).splitlines()[0].partition("=")[2] if guest.has(CREDENTIALS) else ""
         config.write_text(bad)
         done = guest.guestregister()
         config.write_text(good)
@@ -1116,6 +1117,7 @@ def test_killed_anywhere_and_then_refused_it_leaves_nothing(stage: Stage, steps:
             assert step > 15, "the client does more than that"
             break
         assert_closed(guest, before, done, "refused (422)")
+        assert login not in {system.login for system in stage.services.registrations()}, f"killed before step {step}"
     else:
         pytest.fail("more steps than tried")
 
@@ -1144,6 +1146,32 @@ def test_a_move_that_was_killed_anywhere_is_finished_by_the_next_run(stage: Stag
     else:
         pytest.fail("more steps than tried")
     assert len(stage.services.registrations()) == 1
+
+
+CUT = """#!/bin/sh
+{real} "$@"
+rm -f {root}/etc/ssl/certs/*.0
+kill -9 $PPID
+"""
+
+
+def test_killed_while_the_trust_store_is_made_it_is_made_again(stage: Stage) -> None:
+    """The links that OpenSSL looks authorities up by are made last; Debian's program does not notice missing ones."""
+    stage.only(REGION_A, UPDATE_A)
+    guest = with_authorities(stage.instance())
+    registered(guest)
+    whole = everything(guest)
+    assert guest.guestregister("--clean").returncode == 0
+    program = guest.root / "usr/sbin/update-ca-certificates"
+    text = program.read_text()
+    real = program.with_name("real")
+    real.write_text(text)
+    program.write_text(CUT.format(real=f"/bin/sh {real}", root=guest.root))
+    assert guest.guestregister().returncode in {-9, 137}
+    program.write_text(text)
+    real.unlink()
+    registered(guest)
+    assert set(everything(guest)) == set(whole)
 
 
 def test_killed_at_any_time_the_next_run_registers(stage: Stage) -> None:
