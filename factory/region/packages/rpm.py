@@ -22,6 +22,8 @@ from factory.system.files import appearing
 from factory.system.run import run
 
 RELEASE = "1"
+_NO_DATABASE = "/proc/no-rpm-database"
+"""rpm makes the folder of its database in root's home where it is not told of another; this one cannot be made."""
 _TIMEOUT_S = 120.0
 _FIXED = {
     "_buildhost": "image-factory",
@@ -89,7 +91,11 @@ def sign_rpm(package: Path, signer: PackageSigner) -> None:
         partial.write_bytes(package.read_bytes())
         partial.chmod(0o644)
         macros = {"_gpg_name": signer.fingerprint, "_gpg_path": signer.home, "__gpg": "/usr/bin/gpg"}
-        macros |= {"_gpg_sign_cmd_extra_args": " ".join(signer.options), "_gpg_digest_algo": "sha512"}
+        macros |= {
+            "_dbpath": _NO_DATABASE,
+            "_gpg_sign_cmd_extra_args": " ".join(signer.options),
+            "_gpg_digest_algo": "sha512",
+        }
         argv: list[str | Path] = ["rpmsign"]
         for macro, value in macros.items():
             argv += ["--define", f"{macro} {value}"]
@@ -115,7 +121,8 @@ def is_signed(package: Path, signer: PackageSigner) -> bool:
 
 def header_sha256(package: Path) -> str:
     """The digest of the header, which names the payload's digest; a signature does not change it."""
-    asked = run(["rpm", "-qp", "--nosignature", "--queryformat", "%{SHA256HEADER}", package], timeout_s=_TIMEOUT_S)
+    query = ["rpm", "--define", f"_dbpath {_NO_DATABASE}", "-qp", "--nosignature"]
+    asked = run([*query, "--queryformat", "%{SHA256HEADER}", package], timeout_s=_TIMEOUT_S)
     return asked.stdout.strip()
 
 
