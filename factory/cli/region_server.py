@@ -143,6 +143,7 @@ def region_serve(  # noqa: PLR0917 - options of a command line
         int | None, typer.Option("--workers", min=1, metavar="N", help="Processes (default: one for each CPU).")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check all files (exit 1 on faults).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --check: one JSON document.")] = False,
 ) -> None:
     """Run the region server: tells instances the update servers of their region."""
     from factory.region.wsgi import Tls, prepare, serve
@@ -156,7 +157,7 @@ def region_serve(  # noqa: PLR0917 - options of a command line
         return prepare(file, now=clock(), log=log, region_data=region_data, tls=tls)
 
     if check:
-        _check_service(read, file, tls=tls is not None)
+        _check_service(read, file, tls=tls is not None, as_json=as_json)
         return
     count = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
     serve(read, bind=bind or ["[::]:443"], tls=tls, workers=count, say=saying("region"))
@@ -202,15 +203,26 @@ def _pinned(url: str) -> Path | None:
     return server.pem if server else None
 
 
-def _check_service(read: Callable[[], Ready], file: Path, *, tls: bool) -> None:
+def _check_service(read: Callable[[], Ready], file: Path, *, tls: bool, as_json: bool) -> None:
+    faults: tuple[Fault, ...] = ()
+    notes: tuple[Fault, ...] = ()
+    good = ""
     try:
         ready = read()
     except InputFault as faulty:
-        _print_faults(faulty.faults, ())
-        raise typer.Exit(1) from None
-    _print_faults((), ready.notes)
-    about = "" if tls else "; no certificate was given to check"
-    print(f"{file}: {len(ready.table.regions)} regions, {ready.table.prefix_count} networks can be served{about}")
+        faults = faulty.faults
+    else:
+        notes = ready.notes
+        about = "" if tls else "; no certificate was given to check"
+        good = f"{file}: {len(ready.table.regions)} regions, {ready.table.prefix_count} networks can be served{about}"
+    if as_json:
+        print_json("region-serve-check", {"faults": list(faults), "notes": list(notes), "tls_checked": tls})
+    else:
+        _print_faults(faults, notes)
+        if good:
+            print(good)
+    if faults:
+        raise typer.Exit(1)
 
 
 def _print_faults(faults: Sequence[Fault], notes: Sequence[Fault]) -> None:

@@ -358,6 +358,15 @@ def test_a_running_server_that_trusts_us_is_asked_for_every_network(
         assert found.differences == ()
 
 
+def test_a_network_that_no_address_gets_is_nothing_left_out(tables: Path) -> None:
+    text = MADE.replace("203.0.113.7/32", "203.0.113.6/31,203.0.113.6/32,203.0.113.7/32")
+    ours = served_entries(text, place="x")
+    with region_server(text, trusted="127.0.0.1/32") as url, running_server(url, pem=None) as server:
+        found = compare_running(ours, server)
+    assert (found.left_out, found.differences) == ("", ())
+    assert "(1 more are covered wholly by longer prefixes)" in found.how
+
+
 def test_a_server_that_does_not_trust_us_is_compared_by_hints_and_says_so(tables: Path) -> None:
     with region_server(MADE) as url, running_server(url, pem=None) as server:
         found = compare_running(made(tables), server)
@@ -457,6 +466,8 @@ def test_serve_checks_before_it_listens(tables: Path, factory: Callable[..., Don
     assert (good.returncode, "2 regions, 4 networks can be served" in good.stdout) == (0, True)
     assert factory("serve", "-f", "regionInfo.cfg").returncode == 2, "no TLS, and not said so"
     (tables / "regionData.cfg").write_text(MADE.replace("192.0.2.30", "x"))
+    told = factory("serve", "-f", "regionInfo.cfg", "--check", "--json")
+    assert (told.returncode, len(json.loads(told.stdout)["value"]["faults"])) == (1, 1)
     checked = factory("serve", "-f", "regionInfo.cfg", "--check")
     assert checked.returncode == 1
     assert f"{tables}/regionData.cfg:12 south.smt-server-ip: 'x' is not an IPv4 address" in checked.stdout
