@@ -213,6 +213,13 @@ def test_an_established_line_goes_on_beside_a_newcomer_and_says_so(bundle: Bundl
     assert any(text.startswith("warning: 1 public image(s) of others") and foreign.id in text for text in said)
 
 
+def test_a_line_is_no_rival_of_itself(bundle: Bundle, tmp_path: Path) -> None:
+    store, said = MemoryStore(MemoryGlance(), "p"), list[str]()
+    night(bundle, store, Target(), said)
+    night(make_bundle(tmp_path, built_at=BUILT + timedelta(days=1)), store, Target(), said)
+    assert not any(text.startswith(("ALARM", "warning")) for text in said), said
+
+
 IDENTITY = ("os_distro", "os_version", "architecture")
 
 
