@@ -243,6 +243,7 @@ def _service(file: Path, *, log: Path | None, region_data: Path | None, faults: 
         if not Path(found.value).is_absolute():
             where = f"{file}:{found.line} server.{_SPELLED[option]}"
             faults.append(Fault(place=where, problem="is not an absolute path", cure="a service starts in no folder"))
+            return Path()
         return Path(found.value)
 
     return Service(
@@ -287,11 +288,14 @@ def _proxies(file: Path, option: ini.Option | None, faults: list[Fault]) -> list
 
 
 def _unwritable(path: Path) -> str:
-    try:
-        with path.open("a"):
-            return ""
-    except OSError as wrong:
-        return f"cannot be written: {wrong.strerror}"
+    """Why a log cannot be written, found without making it: who checks may be another user than who serves."""
+    if path.is_dir():
+        return "cannot be written: it is a folder"
+    if path.exists():
+        return "" if os.access(path, os.W_OK) else "cannot be written"
+    if not path.parent.is_dir():
+        return "cannot be written: its folder does not exist"
+    return "" if os.access(path.parent, os.W_OK | os.X_OK) else "cannot be written: its folder may not be written"
 
 
 def _check_tls(tls: Tls, now: datetime, *, faults: list[Fault], notes: list[Fault]) -> None:

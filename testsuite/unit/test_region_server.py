@@ -375,6 +375,7 @@ def test_a_good_service_is_ready(service: Path) -> None:
     assert ready.service.trusted_proxies == ()
     assert (len(ready.table.regions), ready.table.prefix_count) == (2, 5)
     assert any("blanks" in note.problem for note in ready.notes)
+    assert not ready.service.log.exists(), "who checks may be another user than who serves"
 
 
 @pytest.mark.parametrize(
@@ -385,7 +386,9 @@ def test_a_good_service_is_ready(service: Path) -> None:
         ("logFile = ", "logfiles = ", 2, "is no option"),
         ("logFile = ", "# ", 1, "is missing"),
         ("regionConfig = ", "regionConfig = here", 3, "is not an absolute path"),
-        ("regionInfo.log", "none/regionInfo.log", "", "cannot be written"),
+        ("regionInfo.log", "none/regionInfo.log", "", "its folder does not exist"),
+        ("/regionInfo.log", "", "", "it is a folder"),
+        ("logFile = ", "logFile = here", 2, "is not an absolute path"),
         ("regionData.cfg", "none.cfg", "", "cannot be read"),
         ("[server]", "[server]\ntrustedProxies = 192.0.2.1, 192.0.2.1/8, x", 2, "has host bits set"),
         ("[server]", "[server]\nlogFile = x", 3, "is there twice"),
