@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nights without news: nothing to do, a mirror that stands still, an image whose month has come."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from factory.errors import StoreError
+from factory.inputs.blobs import BlobStore
+from factory.inputs.lock import Input, write_lock
+from factory.installation import Installation
+from factory.model import Freshness, Publication, Rotation, Rotations, Site, Target
+from factory.pipeline import Line, Night, nightly
+from factory.system.state import Run, State
+from testsuite.fakes.bundles import make_bundle
+from testsuite.repository import NOW, Archive, make_key, mirror
+
+PROJECT = Path(__file__).parents[2]
+PATH = "dists/trixie-security/InRelease"
+DAY = timedelta(days=1)
+
+
+@dataclass
+class Place:
+    """A factory whose mirror is on loopback and whose cloud is nowhere: nothing can be published by mistake."""
+
+    here: Installation
+    keyring: Path
+    archive: Archive
+    said: list[str]
+
+    def earlier(self, at: datetime, *, signed: datetime, policy: str = "every-night") -> Run:
+        """A run that was built from what the mirror still serves, and signed."""
+        state = self.here.state
+        line = Line(run=state.new_run("debian13", at), here=self.here, ledger=None, now=lambda: at, say=self.say)
+        recipe = line.describe()
+        self.archive.publish(signed=signed)
+        blobs = BlobStore(state.blobs)
+        blobs.prepare()
+        with blobs.incoming() as incoming:
+            incoming.write((self.archive.root / PATH).read_bytes())
+            kept = blobs.keep(incoming)
+        made = make_bundle(line.run.path / "bundle", built_at=at, data_bytes=4096)
+        described = dataclasses.replace(recipe.description, publish=policy)
+        artifact = dataclasses.replace(
+            made.artifact,
+            recipe=dataclasses.replace(
+                recipe, description=described, dirty=False, keyrings={"debian-security": self.keyring}
+            ),
+        )
+        write_lock(
+            artifact.lock,
+            [Input(repository="debian-security", path=PATH, sha512=kept.sha512, size_bytes=kept.size_bytes)],
+        )
+        line.run.write("build", artifact)
+        line.run.write("verify", made.verdict)
+        line.run.write("sign", dataclasses.replace(made, artifact=artifact))
+        return line.run
+
+    def say(self, stage: str, text: str) -> None:
+        self.said.append(f"{stage}: {text}")
+
+    def night(self, at: datetime, **options: bool) -> Night:
+        return nightly("debian13", here=self.here, ledger=None, now=lambda: at, say=self.say, **options)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
+    key = make_key(tmp_path, "archive")
+    archive = Archive(root=tmp_path / "mirror", key=key, suite="trixie-security")
+    archive.publish(signed=NOW)
+    with mirror(archive.root) as (address, _):
+
+        def make(**freshness: Freshness) -> Place:
+            site = Site(
+                mirrors={"debian": address, "debian-security": address},
+                update_repositories={"debian": address, "debian-security": address},
+                targets=(Target(cloud="nowhere"),),
+                freshness={alias.replace("_", "-"): rule for alias, rule in freshness.items()},
+            )
+            state = State(path=tmp_path / "state").prepare()
+            here = Installation(project=PROJECT, state=state, site=site)
+            return Place(here=here, keyring=key.keyring, archive=archive, said=[])
+
+        yield make
+
+
+def rotated(run: Run, at: datetime) -> None:
+    done = Rotation(target=Target(), line="L", latest="x", prev=None, archived=None, steps=(), gap_s=0, rotated_at=at)
+    run.write("rotate", Rotations(rotations=(done,)))
+
+
+def test_nothing_changed(place) -> None:
+    here = place(debian_security=Freshness(fresh_within_h=72))
+    run = here.earlier(NOW - DAY, signed=NOW - 2 * DAY)
+    rotated(run, NOW - DAY)
+    night = here.night(NOW)
+    assert (night.outcome, night.stale) == ("unchanged", ())
+    assert night.reason == f"nothing changed since run {run.id}"
+
+
+def test_a_mirror_that_stands_still_has_no_news_and_is_told(place) -> None:
+    here = place(debian_security=Freshness(fresh_within_h=24))
+    rotated(here.earlier(NOW - DAY, signed=NOW - 2 * DAY), NOW - DAY)
+    night = here.night(NOW)
+    assert night.outcome == "unchanged"
+    assert "but a mirror does not follow its archive: debian-security trixie-security" in night.reason
+    assert len(night.stale) == 1
+    assert here.night(NOW + timedelta(seconds=1), allow_stale=True).stale == ()
+
+
+def test_a_night_that_a_stale_mirror_stopped_goes_on_when_it_is_allowed(place) -> None:
+    here = place(debian_security=Freshness(fresh_within_h=24))
+    run = here.earlier(NOW - DAY, signed=NOW - 2 * DAY)
+    night = here.night(NOW, allow_dirty=True)
+    assert (night.outcome, night.run.id, len(night.stale)) == ("withheld", run.id, 1)
+    assert not run.has("publish")
+    with pytest.raises(StoreError, match="nowhere"):
+        here.night(NOW + timedelta(seconds=1), allow_dirty=True, allow_stale=True)
+
+
+def test_a_withheld_image_is_published_when_its_month_begins(place) -> None:
+    here = place()
+    first = here.earlier(NOW - 3 * DAY, signed=NOW - 4 * DAY, policy="monthly")
+    rotated(first, NOW - 3 * DAY)
+    run = here.earlier(NOW - DAY, signed=NOW - 2 * DAY, policy="monthly")
+    run.write("publish", Publication(releases=(), reason="green, but not published: ..."))
+    assert here.night(NOW).outcome == "unchanged"
+    assert run.has("publish")
+    with pytest.raises(StoreError, match="nowhere"):
+        here.night(NOW + 12 * DAY, allow_dirty=True)
+    assert any(f"the image of run {run.id}, which was not published, is due now" in text for text in here.said)
