@@ -6,6 +6,7 @@ A test says by marker what it needs. At a desk a missing tool is a skip with its
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,15 +16,22 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from factory.model import Artifact, Site
+from factory.system.clock import now
 from factory.system.state import Run, State
+
+if TYPE_CHECKING:
+    from testsuite.mutants.base import Base
 
 PROJECT = Path(__file__).parents[1]
 FACTORY = Path(sys.executable).parent / "factory"
+SUITE = PROJECT / "testsuite" / "acceptance"
 NIGHT_TIMEOUT_S = 1800
 
 settings.register_profile("factory", deadline=None)  # a busy host is no fault of the code
@@ -135,3 +143,45 @@ def artifact(night: NightRun) -> Artifact:
     """The image that the shared night built."""
     assert night.run.has("build"), night.stderr[-3000:]
     return night.run.read("build", Artifact)
+
+
+@pytest.fixture(scope="session")
+def healthy_guest(
+    artifact: Artifact, shared_state: State, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[Base]:
+    """The shared night's image, booted once more and frozen: clones of it are there in seconds."""
+    from testsuite.mutants.base import healthy_base
+
+    folder = tmp_path_factory.mktemp("healthy")
+    folder.chmod(0o700)
+    say = pytestconfig.stash[_PROGRESS].say
+    with healthy_base(artifact, state=shared_state, suite=SUITE, folder=folder, say=say, now=now()) as found:
+        yield found
+
+
+class Progress:
+    """Lines that long tests say, from any thread; shown past pytest's capture when the next test ends."""
+
+    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+        self._reporter = reporter
+        self._lines: SimpleQueue[str] = SimpleQueue()
+
+    def say(self, text: str) -> None:
+        self._lines.put(text)
+
+    @pytest.hookimpl
+    def pytest_runtest_logfinish(self) -> None:
+        with contextlib.suppress(Empty):
+            while line := self._lines.get_nowait():
+                self._reporter.ensure_newline()
+                self._reporter.write_line(line)
+
+
+_PROGRESS = pytest.StashKey[Progress]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    config.stash[_PROGRESS] = Progress(reporter)
+    config.pluginmanager.register(config.stash[_PROGRESS])

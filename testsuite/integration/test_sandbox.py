@@ -7,27 +7,30 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from factory.errors import CommandFailed, GuestSilent, GuestStopped, SandboxError
-from factory.model import Region, Server
+from factory.model import Artifact, Region, Server
 from factory.sandbox import metadata
 from factory.sandbox.accelerator import kernel_of, proven_accelerator, runs_under
-from factory.sandbox.frozen import Frozen, freeze, thaw
+from factory.sandbox.frozen import thaw
 from factory.sandbox.guest import Guest
 from factory.sandbox.network import NTP_ADDRESS, SandboxNetwork, sandbox_network
 from factory.sandbox.qemu import boot, overlay
 from factory.sandbox.seed import Datasource, Seed, fresh_key, seed_files
 from factory.system.files import sha256_file
+from testsuite.mutants.base import Base
 
 PROJECT = Path(__file__).parents[2]
 TIME_SERVERS = tuple(f"{number}.debian.pool.ntp.org" for number in range(4))
@@ -340,131 +343,66 @@ def test_the_accelerator_is_proven_by_the_image_s_own_kernel(image: Path, tmp_pa
     assert found in {"kvm", "tcg"}
 
 
-@dataclass(frozen=True)
-class Booted:
-    """What was noted of the one guest that these tests share before it was frozen."""
-
-    frozen: Frozen
-    network: SandboxNetwork[None]
-    folder: Path
-    boot_s: float
-    freeze_s: float
-    host_keys: Sequence[str]
-    host_key_of_guest: str
-    first_words: str
-    synchronised: bool
-    disk_gib: int
-    answers: dict[str, str]
-    digest_before: str
+def clone_of(base: Base, folder: Path, **more: Any) -> contextlib.AbstractContextManager[Guest]:
+    log = folder.with_suffix(".log")
+    return thaw(base.frozen, workdir=folder, namespace=base.network.namespace, console_log=log, say=silent, **more)
 
 
 @pytest.fixture(scope="module")
-def booted(image: Path, network: SandboxNetwork[None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
-    """One cold boot with its clock a year ahead and a larger disk, looked at, then frozen.
-
-    (Ahead, because systemd moves a clock that is behind its own build date forward to it.)
-    """
-    folder = tmp_path_factory.mktemp("sandbox")
-    digest = sha256_file(image)
-    with boot(
-        image,
-        workdir=folder / "guest",
-        namespace=network.namespace,
-        seed=Seed(
-            key=fresh_key(folder),
-            instance_id="i-1",
-            user_data=f"#cloud-config\nbootcmd:\n- echo {SECRET} >/dev/ttyS0\n",
-        ),
-        accelerator=proven_accelerator(folder / "cache", silent, artifact=image),
-        console_log=folder / "console.log",
-        say=silent,
-        timeout_s=BOOT_TIMEOUT_S,
-        disk_gib=6,
-        rtc_base=datetime.now(tz=UTC) + timedelta(days=366),
-        freezable=True,
-        masked_secrets=(SECRET,),
-    ) as guest:
-        noted = {
-            "first_words": guest.ssh("sudo -n journalctl --no-pager -b -o short-iso | head -n 3").stdout,
-            "synchronised": guest.ssh("sudo -n chronyc waitsync 30 1", check=False, timeout_s=60).returncode == 0
-            and abs(float(guest.ssh("date +%s").stdout) - time.time()) < 5,
-            "disk_gib": int(guest.ssh("lsblk -bdno SIZE /dev/vda").stdout) >> 30,
-            "host_key_of_guest": guest.ssh("cat /etc/ssh/ssh_host_ed25519_key.pub").stdout.split()[1],
-        }
-        answers = {
-            name: guest.ssh(command, check=False).stdout.strip()
-            for name, command in {
-                "region": "getent hosts region-a.test.invalid",
-                "elsewhere": "getent hosts www.example.org",
-                "refused": "bash -c '</dev/tcp/192.0.2.10/443' 2>&1",
-                "unreachable": "bash -c '</dev/tcp/192.0.2.11/443' 2>&1",
-                "serial": "systemctl is-system-running",
-            }.items()
-        }
-        started = time.monotonic()
-        with freeze(guest) as frozen:
-            yield Booted(
-                frozen=frozen,
-                network=network,
-                folder=folder,
-                boot_s=guest.boot_s,
-                freeze_s=time.monotonic() - started,
-                host_keys=guest.host_keys,
-                answers=answers,
-                digest_before=digest,
-                **noted,
-            )
-
-
-def clone_of(booted: Booted, name: str) -> contextlib.AbstractContextManager[Guest]:
-    return thaw(
-        booted.frozen,
-        workdir=booted.folder / name,
-        namespace=booted.network.namespace,
-        console_log=booted.folder / f"{name}.log",
-        say=silent,
-    )
-
-
-@pytest.fixture(scope="module")
-def clone(booted: Booted) -> Iterator[Guest]:
-    with clone_of(booted, "shared") as guest:
+def clone(healthy_guest: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    with clone_of(healthy_guest, tmp_path_factory.mktemp("clone") / "shared") as guest:
         yield guest
 
 
 @pytest.mark.needs_image
-def test_a_guest_in_the_sandbox(booted: Booted) -> None:
-    assert booted.disk_gib == 6
-    assert f"{datetime.now(tz=UTC).year + 1}-" in booted.first_words, "its clock did not start a year ahead"
-    assert booted.synchronised, "the guest did not take the sandbox's time"
-    assert f"ssh-ed25519 {booted.host_key_of_guest}" in booted.host_keys
-    assert booted.answers["region"].endswith("region-a.test.invalid")
-    assert booted.answers["elsewhere"] == ""
-    assert "refused" in booted.answers["refused"]
-    assert "unreachable" in booted.answers["unreachable"]
+def test_a_guest_in_the_sandbox(healthy_guest: Base, clone: Guest) -> None:
+    """It was booted with its hardware clock a year behind, on a larger disk, with OpenStack's config drive."""
+    started = clone.ssh("sudo -n journalctl -b -k --no-pager | grep 'setting system clock to'").stdout
+    assert f"to {datetime.now(tz=UTC).year - 1}-" in started, "its clock did not start a year behind"
+    assert healthy_guest.clock_off_s < 5, "the guest did not take the sandbox's time"
+    assert int(clone.ssh("lsblk -bdno SIZE /dev/vda").stdout) == healthy_guest.facts["disk_bytes"]
+    host_key = clone.ssh("cat /etc/ssh/ssh_host_ed25519_key.pub").stdout.split()[1]
+    assert f"ssh-ed25519 {host_key}" in healthy_guest.frozen.host_keys, "not the key that its console showed"
 
 
 @pytest.mark.needs_image
-def test_the_kept_console_log_is_masked(booted: Booted) -> None:
-    log = (booted.folder / "console.log").read_text()
-    assert "Linux" in log
-    assert "[masked]" in log
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("getent hosts region-a.factory.invalid", r"192\.0\.2\.10\s+region-a\.factory\.invalid"),
+        ("getent hosts www.example.org || echo unknown", "^unknown$"),
+        ("bash -c '</dev/tcp/192.0.2.10/81' 2>&1 || true", "refused"),
+        ("bash -c '</dev/tcp/192.0.2.11/443' 2>&1 || true", "unreachable"),
+    ],
+)
+def test_the_guest_sees_the_sandbox_and_nothing_else(clone: Guest, command: str, answer: str) -> None:
+    assert re.search(answer, clone.ssh(command).stdout.strip())
+
+
+@pytest.mark.needs_image
+def test_the_kept_console_log_is_masked(healthy_guest: Base, tmp_path: Path) -> None:
+    with clone_of(healthy_guest, tmp_path / "told", masked_secrets=[SECRET]) as guest:
+        guest.ssh(f"echo 'so it is {SECRET}' | sudo -n tee /dev/ttyS0")
+        guest.wait_for(SECRET, timeout_s=20)
+    assert "Linux" in (healthy_guest.stage.log_dir / "console.log").read_text()
+    log = (tmp_path / "told.log").read_text()
+    assert "so it is [masked]" in log
     assert SECRET not in log
 
 
 @pytest.mark.needs_image
-def test_clones_are_quick_and_alone(booted: Booted, image: Path) -> None:
-    with clone_of(booted, "a") as one, clone_of(booted, "b") as two:
+def test_clones_are_quick_and_alone(healthy_guest: Base, artifact: Artifact, tmp_path: Path) -> None:
+    with clone_of(healthy_guest, tmp_path / "a") as one, clone_of(healthy_guest, tmp_path / "b") as two:
         assert one.address != two.address
         one.ssh("echo changed | sudo -n tee /etc/motd /run/changed >/dev/null; sync")
         assert two.ssh("cat /etc/motd; ls /run/changed", check=False).returncode != 0
         assert "changed" not in two.ssh("cat /etc/motd", check=False).stdout
-    with clone_of(booted, "c") as three:
+    with clone_of(healthy_guest, tmp_path / "c") as three:
         assert three.ssh("test -e /run/changed || grep -q changed /etc/motd", check=False).returncode == 1
         assert three.boot_s < 30
         assert abs(float(three.ssh("date +%s").stdout) - time.time()) < 5
-    assert sha256_file(image) == booted.digest_before
-    assert not (booted.folder / "a" / "disk.qcow2").exists()
+    assert sha256_file(artifact.path) == artifact.sha256
+    assert not (tmp_path / "a" / "disk.qcow2").exists()
 
 
 @pytest.mark.needs_image
@@ -500,8 +438,10 @@ def test_the_vga_console_can_be_read_and_typed_on(clone: Guest) -> None:
 
 @pytest.mark.needs_image
 def test_ports_are_forwarded_for_probes(clone: Guest) -> None:
-    clone.ssh("nohup python3 -m http.server 8099 --bind 0.0.0.0 >/dev/null 2>&1 &")
-    time.sleep(8)
+    clone.ssh(
+        "nohup python3 -m http.server 8099 --bind 0.0.0.0 >/dev/null 2>&1 &"
+        " until ss -H -l -n -t | grep -q ':8099 '; do sleep 0.2; done"
+    )
     fetch = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=20).status)"
     with clone.forwarded((8099, clone.ssh_port)) as ports:
         assert ports == {8099: True, clone.ssh_port: False}
@@ -530,10 +470,10 @@ with thaw(frozen, workdir=folder, namespace=namespace, console_log=folder / "c.l
 
 
 @pytest.mark.needs_image
-def test_no_clone_outlives_the_harness(booted: Booted) -> None:
-    folder = booted.folder / "killed"
-    given = booted.folder / "given.pickle"
-    given.write_bytes(pickle.dumps((booted.frozen, booted.network.namespace, folder)))
+def test_no_clone_outlives_the_harness(healthy_guest: Base, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    given = tmp_path / "given.pickle"
+    given.write_bytes(pickle.dumps((healthy_guest.frozen, healthy_guest.network.namespace, folder)))
     harness = subprocess.Popen([sys.executable, "-c", THAW, given], stdout=subprocess.PIPE, text=True, cwd=PROJECT)
     assert harness.stdout is not None
     assert harness.stdout.readline() == "up\n"
@@ -547,14 +487,14 @@ def test_no_clone_outlives_the_harness(booted: Booted) -> None:
 
 
 @pytest.mark.needs_image
-def test_a_frozen_state_that_is_gone_is_told(booted: Booted, tmp_path: Path) -> None:
-    lost = replace(booted.frozen, state=tmp_path / "no-such-state")
+def test_a_frozen_state_that_is_gone_is_told(healthy_guest: Base, tmp_path: Path) -> None:
+    lost = replace(healthy_guest.frozen, state=tmp_path / "no-such-state")
     with (
         pytest.raises(SandboxError, match="nothing left to thaw"),
         thaw(
             lost,
             workdir=tmp_path / "clone",
-            namespace=booted.network.namespace,
+            namespace=healthy_guest.network.namespace,
             console_log=tmp_path / "c.log",
             say=silent,
         ),
@@ -566,7 +506,7 @@ def test_a_frozen_state_that_is_gone_is_told(booted: Booted, tmp_path: Path) -> 
         thaw(
             lost,
             workdir=tmp_path / "clone",
-            namespace=booted.network.namespace,
+            namespace=healthy_guest.network.namespace,
             console_log=tmp_path / "c.log",
             say=silent,
         ),

@@ -1,46 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spoil clones of one frozen guest, each in its own way, and let the suite look at them.
 
-The guest boots once. A clone needs about three seconds; two run side by side, because each uses one CPU. Faults that
-show only at a later boot share two further boots: a reboot, and a start of the disk as another instance.
+A spoiled clone and its check take three to four seconds; two run side by side, because each uses one CPU. Faults that
+show only at a later boot share two further boots: a reboot, and a start of the disk as another instance. Where only the
+expectations are spoiled, one healthy clone serves for all.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import copy
-import itertools
-import shutil
 import subprocess
-import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
-from factory.model import Artifact, Check
-from factory.region.services import RegionServices, serve
-from factory.sandbox.accelerator import proven_accelerator
-from factory.sandbox.frozen import Frozen, freeze, thaw
-from factory.sandbox.guest import Guest
-from factory.sandbox.network import sandbox_network
+from factory.model import Check, Outcome
 from factory.sandbox.qemu import boot
 from factory.sandbox.seed import fresh_key
-from factory.system.state import State
 from factory.verify import boots
-from factory.verify.boots import Noted, Stage
-from factory.verify.seen import as_root, seen, shown_password
-from factory.verify.subject import expectations, subject_of
-from factory.verify.suite import SuiteRun, run_suite
+from factory.verify.boots import Noted
+from factory.verify.suite import SuiteRun
 
+from .base import Base, quiet
 from .table import MUTANTS, PASSWORD, Facts, Mutant
 
 CLONES = 2
-_BASE_DISK_GIB = 8
 _LARGER_DISK_GIB = 9
 
 
@@ -52,201 +39,75 @@ class Found:
     phase: str
 
 
-@dataclass(kw_only=True)
-class Base:
-    """A healthy guest, frozen, and everything the suite was told about it."""
-
-    stage: Stage
-    frozen: Frozen
-    facts: Facts
-    suite: Path
-    services: RegionServices
-    words: dict[str, str]
-    password: str
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    @contextlib.contextmanager
-    def clone(self) -> Iterator[tuple[Guest, Facts]]:
-        """A clone with the facts that reach it."""
-        folder = self.stage.folder / f"clone-{next(self.numbers)}"
-        folder.mkdir(mode=0o700)
-        try:
-            with thaw(
-                self.frozen,
-                workdir=folder,
-                namespace=self.stage.namespace,
-                console_log=folder / "console.log",
-                say=self.stage.say,
-            ) as guest:
-                facts = copy.deepcopy(self.facts)
-                facts["ssh"] = {"config": str(guest.ssh_config), "host": guest.ssh_host}
-                facts["console_logs"].append(str(guest.machine.serial))
-                yield guest, facts
-        finally:
-            shutil.rmtree(folder)
-
-    def script(self, text: str) -> str:
-        """A spoil script with its ``{words}`` filled in; ``{{`` stands for a brace."""
-        for word, value in self.words.items():
-            text = text.replace("{" + word + "}", value)
-        return text.replace("{{", "{").replace("}}", "}")
-
-    def look(self, facts: Facts, *select: str, marks: str = "") -> SuiteRun:
-        """Run checks."""
-        with tempfile.TemporaryDirectory(dir=self.stage.folder) as name:
-            folder = Path(name)
-            return run_suite(
-                self.suite,
-                facts=facts,
-                folder=folder,
-                name="mutant",
-                select=select,
-                marks=marks,
-                log=self.stage.log_dir / f"{threading.get_ident()}.log",
-                timeout_s=900,
-            )
+# -- the mutants ------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def healthy_base(artifact: Artifact, *, state: State, suite: Path, folder: Path, now: datetime) -> Iterator[Base]:
-    """Boot the image once, wait until it has settled, and freeze it."""
-    subject = subject_of(artifact, state=state)
-    log_dir = folder / "logs"
-    log_dir.mkdir(parents=True)
-    with contextlib.ExitStack() as stack:
-        network = stack.enter_context(
-            sandbox_network(
-                subject.regions,
-                services=lambda namespace: serve(
-                    namespace,
-                    subject.regions,
-                    view=subject.view,
-                    product=subject.description.registration.product,
-                    workdir=folder / "region",
-                    log_dir=log_dir,
-                    now=now,
-                    say=_quiet,
-                    client=subject.region_client,
-                ),
-                ntp_servers=subject.ntp_servers,
-                workdir=folder / "network",
-                say=_quiet,
-            )
-        )
-        stage = Stage(
-            subject=subject,
-            namespace=network.namespace,
-            accelerator=proven_accelerator(state.path / "cache", _quiet),
-            cpus=1,
-            folder=folder,
-            log_dir=log_dir,
-            now=now,
-            say=_quiet,
-        )
-        (folder / "first").mkdir(mode=0o700)
-        seed = boots.first_seed(stage, fresh_key(folder / "first"))
-        guest = stack.enter_context(
-            boot(
-                artifact.path,
-                workdir=folder / "first",
-                namespace=stage.namespace,
-                seed=seed,
-                accelerator=stage.accelerator,
-                console_log=log_dir / "console.log",
-                say=_quiet,
-                timeout_s=stage.timeout_s,
-                user=subject.description.login_user,
-                cpus=1,
-                disk_gib=_BASE_DISK_GIB,
-                rtc_base=now - boots.CLOCK_OFF,
-                freezable=True,
-            )
-        )
-        guest.ssh("sudo -n systemctl is-system-running --wait", check=False)
-        before, password = seen(guest), shown_password(guest)
-        console = folder / "console-of-the-base.raw"
-        console.write_text(guest.console_text())
-        facts: Facts = {
-            **expectations(subject),
-            "injected_key": seed.key.public,
-            "seed": boots.seed_facts(seed),
-            "disk_bytes": _BASE_DISK_GIB << 30,
-            "console_logs": [str(console)],
-            "registrations": [{"products": list(one.products)} for one in network.services.registrations()],
-            "reboot": {"before": before, "after": {**before, "boot_id": "another"}},
-        }
-        words = {
-            "user": subject.description.login_user,
-            "epoch": str(artifact.epoch),
-            "certificates": artifact.recipe.region_client.cert_location,
-            "update_server": artifact.recipe.regions[0].update_servers[0].name,
-            "short_lived_key": short_lived_key(folder),
-        }
-        yield Base(
-            stage=stage,
-            frozen=stack.enter_context(freeze(guest)),
-            facts=facts,
-            suite=suite,
-            services=network.services,
-            words=words,
-            password=password,
-        )
-
-
-def _quiet(text: str) -> None:
-    del text
-
-
-def short_lived_key(folder: Path) -> str:
-    """A public key that expires tomorrow, as Base64."""
-    home = folder / "gnupg"
-    home.mkdir(mode=0o700)
-    gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--passphrase", "", "--pinentry-mode", "loopback"]
-    subprocess.run([*gpg, "--quick-generate-key", "spoiled@example.org", "ed25519", "sign", "1d"], check=True)
-    key = subprocess.run([*gpg, "--export"], check=True, capture_output=True).stdout
-    subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=True)
-    return base64.b64encode(key).decode()
-
-
-# -- now --------------------------------------------------------------------------------------------------------------
-
-
-def look_at_mutants(base: Base, mutants: Sequence[Mutant]) -> dict[str, Callable[[], Found]]:
-    """What the suite says of each mutant, by its check; a call waits for, and raises, as a future does."""
-    shared: dict[str, Facts] = {}
-    at_reboot = [one for one in mutants if one.at == "reboot"]
-    at_other = [one for one in mutants if one.at == "other"]
+def mutants_looked_at(base: Base, mutants: Sequence[Mutant]) -> Iterator[dict[str, Callable[[], Found]]]:
+    """What the suite says of each mutant, by its check; a call waits for it, and raises what went wrong."""
     found: dict[str, Callable[[], Found]] = {}
     with ThreadPoolExecutor(CLONES) as pool:
-        rebooted = pool.submit(_at_reboot, base, at_reboot) if at_reboot else None
-        other = pool.submit(_at_other, base, shared) if at_other else None
-        for one in mutants:
-            if one.at == "now":
-                found[one.check] = pool.submit(_now, base, one).result
-        if other is not None:
-            other.exception()
-            for one in at_other:
-                found[one.check] = pool.submit(_compared, base, one, shared, other.result).result
-        for one in at_reboot:
-            assert rebooted is not None
-            found[one.check] = lambda one=one: rebooted.result()[one.check]  # type: ignore[misc]
-    return found
+        try:
+            for look in (_at_reboot, _at_other, _expected_otherwise):  # the boots first: they take longest
+                if together := [one for one in mutants if _together(one) is look]:
+                    looked = pool.submit(look, base, together)
+                    found |= {one.check: partial(_one_of, looked, one.check) for one in together}
+            for one in mutants:
+                if _together(one) is None:
+                    found[one.check] = pool.submit(_now, base, one).result
+            yield found
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _one_of(looked: Future[dict[str, Found]], check: str) -> Found:
+    return looked.result()[check]
+
+
+Look = Callable[[Base, Sequence[Mutant]], dict[str, Found]]
+
+
+def _together(mutant: Mutant) -> Look | None:
+    """How mutants are looked at that may share a guest; None for those that need a clone each."""
+    if mutant.at == "now":
+        return None if mutant.spoil or mutant.probe else _expected_otherwise
+    return _at_reboot if mutant.at == "reboot" else _at_other
 
 
 def _now(base: Base, mutant: Mutant) -> Found:
-    with base.clone() as (guest, facts):
-        if mutant.spoil:
-            as_root(guest, base.script(mutant.spoil))
+    started = time.monotonic()
+    with base.clone(base.script(mutant.spoil)) as (guest, facts):
         if mutant.facts is not None:
             mutant.facts(facts)
         if mutant.probe is not None:
             facts["outside"] = mutant.probe(guest)
-        return _found(base.look(facts, mutant.check))
+        found = _found(base.look(facts, mutant.check))
+    return _told(base, found, started)[mutant.check]
 
 
-def _found(run: SuiteRun) -> Found:
-    (check,) = run.checks
-    return Found(check=check, phase=run.phases[check.name])
+def _expected_otherwise(base: Base, mutants: Sequence[Mutant]) -> dict[str, Found]:
+    """Look at one healthy clone, each time with other expectations."""
+    found: dict[str, Found] = {}
+    with base.clone() as (_, healthy):
+        for one in mutants:
+            started = time.monotonic()
+            facts = copy.deepcopy(healthy)
+            assert one.facts is not None
+            one.facts(facts)
+            found |= _told(base, _found(base.look(facts, one.check)), started)
+    return found
+
+
+def _found(run: SuiteRun) -> dict[str, Found]:
+    return {check.name: Found(check=check, phase=run.phases[check.name]) for check in run.checks}
+
+
+def _told(base: Base, found: dict[str, Found], started: float, what: str = "") -> dict[str, Found]:
+    said = ", ".join(
+        f"{name} {'red' if one.check.outcome is Outcome.FAILED else one.check.outcome}" for name, one in found.items()
+    )
+    base.say(f"{what}{said}: {time.monotonic() - started:.1f} s")
+    return found
 
 
 # -- at later boots ---------------------------------------------------------------------------------------------------
@@ -258,21 +119,29 @@ def _spoils(base: Base, at: str) -> str:
 
 def _at_reboot(base: Base, mutants: Sequence[Mutant]) -> dict[str, Found]:
     """Reboot one clone that has every fault of this kind."""
-    noted = Noted()
-    with base.clone() as (guest, facts):
-        as_root(guest, _spoils(base, "reboot"))
+    noted, started = Noted(), time.monotonic()
+    with base.clone(_spoils(base, "reboot")) as (guest, facts):
         boots.reboot(guest, noted, before=base.facts["reboot"]["before"], timeout_s=base.stage.timeout_s)
         assert not noted.trouble, noted.trouble
         facts.update(noted.facts)
-        run = base.look(facts, *(one.check for one in mutants))
-        return {check.name: Found(check=check, phase=run.phases[check.name]) for check in run.checks}
+        found = _found(base.look(facts, *(one.check for one in mutants)))
+    return _told(base, found, started, "after a reboot: ")
 
 
-def _at_other(base: Base, shared: dict[str, Facts]) -> None:
-    """Start the disk of one clone, with every fault of this kind, as another instance whose owner chose otherwise."""
+def _at_other(base: Base, mutants: Sequence[Mutant]) -> dict[str, Found]:
+    """Start the disk of one clone, with every fault of this kind, as another instance, and compare it with the base."""
+    started = time.monotonic()
+    noted = _other_boot(base)
+    with base.clone() as (_, facts):
+        facts.update(noted)
+        found = _found(base.look(facts, *(one.check for one in mutants)))
+    return _told(base, found, started, "after a boot as another instance: ")
+
+
+def _other_boot(base: Base) -> Facts:
+    """What is noted of a spoiled disk that starts as another instance, whose owner chose otherwise."""
     noted, user = Noted(), base.stage.subject.description.login_user
-    with base.clone() as (guest, _):
-        as_root(guest, _spoils(base, "other"))
+    with base.clone(_spoils(base, "other")) as (guest, _):
         guest.power_off()
         subprocess.run(["qemu-img", "resize", "-q", guest.disk, f"{_LARGER_DISK_GIB}G"], check=True)
         folder = base.stage.folder / "other"
@@ -284,21 +153,11 @@ def _at_other(base: Base, shared: dict[str, Facts]) -> None:
             seed=boots.other_seed(base.stage, fresh_key(folder), password=PASSWORD),
             accelerator=base.stage.accelerator,
             console_log=base.stage.log_dir / "console-other.log",
-            say=_quiet,
+            say=quiet,
             timeout_s=base.stage.timeout_s,
             user=user,
             cpus=1,
             disk=guest.disk,
         ) as again:
             boots.note_other(again, noted, user=user, password=PASSWORD)
-    shared.update(noted.facts)
-    before = base.facts["reboot"]["before"]
-    shared["new_instance"] = {"before": before, "after": noted.facts["other"]}
-
-
-def _compared(base: Base, mutant: Mutant, shared: dict[str, Any], booted: Callable[[], None]) -> Found:
-    """Look at a healthy clone beside what was noted of the spoiled one."""
-    booted()
-    with base.clone() as (_, facts):
-        facts.update(shared)
-        return _found(base.look(facts, mutant.check))
+    return {**noted.facts, "new_instance": {"before": base.facts["reboot"]["before"], "after": noted.facts["other"]}}
