@@ -152,10 +152,10 @@ def outlived(store: GlanceStore, line: str) -> None:
 
 
 WORKS = (
-    Work(name="first-night", before=0, do=nightly(0), requests=16, latest=0, images=1),
-    Work(name="second-night", before=1, do=nightly(1), requests=19, latest=1, images=2),
-    Work(name="third-night", before=2, do=nightly(2), requests=22, latest=2, images=3),
-    Work(name="overlap", before=2, do=nightly(2, "overlap"), requests=21, latest=2, images=3, policy="overlap"),
+    Work(name="first-night", before=0, do=nightly(0), requests=18, latest=0, images=1),
+    Work(name="second-night", before=1, do=nightly(1), requests=21, latest=1, images=2),
+    Work(name="third-night", before=2, do=nightly(2), requests=24, latest=2, images=3),
+    Work(name="overlap", before=2, do=nightly(2, "overlap"), requests=23, latest=2, images=3, policy="overlap"),
     Work(name="rollback", before=3, do=back, requests=12, latest=1, images=3, repeat=False),
     Work(name="recovery", before=3, do=mend, requests=16, latest=2, images=3, prepare=cut_off_in_the_swap),
     Work(name="foreign-hand", before=3, do=mend, requests=9, latest=2, images=3, prepare=mixed_up, policy="foreign"),
