@@ -750,6 +750,14 @@ def test_a_region_found_by_its_hint_only_is_advice(region: Region) -> None:
     assert [(one.rule, one.severity) for one in notes.findings] == [(13, Severity.ADVICE)]
 
 
+def test_what_a_region_server_would_refuse_is_an_error(region: Region) -> None:
+    """Two regions that claim the same network: each may be well by itself."""
+    notes = Notes()
+    examine_site([region, replace(region, name="south")], CLIENT, notes, file="site.toml", now=NOW)
+    assert {(one.rule, one.severity) for one in notes.findings} == {(11, Severity.ERROR)}
+    assert all("192.0.2.0/24" in one.problem or "2001:db8::/32" in one.problem for one in notes.findings)
+
+
 def test_two_regions_that_differ_in_case_only_are_refused(region: Region) -> None:
     assert any("case does not count" in one.problem for one in check_regions([region, replace(region, name="NORTH")]))
     with pytest.raises(InputFault, match="cannot be served"):

@@ -86,6 +86,7 @@ REGION_SERVERS: Mapping[str, tuple[Callable[[Site], Mapping[str, Answer]], int |
     "no XML": (lambda _: {"/regionInfo": (200, b"<a>&</a>")}, 10, "not XML"),
     "entities": (lambda _: {"/regionInfo": (200, BOMB)}, 10, "not XML"),
     "huge": (lambda _: {"/regionInfo": (200, b"<a>" + b" " * (2 << 20) + b"</a>")}, 10, "longer than"),
+    "huge with a hint": (lambda _: {HINTED: (200, b" " * (2 << 20))}, 10, "longer than"),
     "None": (lambda site: {HINTED: (200, smt(site, SMTserverIP="None"))}, 11, "SMTserverIP='None'"),
     "blank": (lambda site: {HINTED: (200, smt(site, SMTserverIP=" 192.0.2.1"))}, 11, "SMTserverIP=' 192.0.2.1'"),
     "no registry": (lambda site: {HINTED: (200, smt(site, SMTregistryName=""))}, 11, "no SMTregistryName"),
