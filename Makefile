@@ -10,15 +10,20 @@ STATE  ?= $(CURDIR)/state
 IMAGE  ?= debian13
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 ROOT   := $(SUDO) env PYTHONDONTWRITEBYTECODE=1
-TESTED := $(VENV)/.tools
 
-.PHONY: setup nightly test test-long check lint types unit lock docs benchmarks clean
+.PHONY: setup setup-tests nightly test test-long check lint types unit lock docs benchmarks clean
 
 setup: $(VENV)/.installed
+
+setup-tests: $(VENV)/.packages-of-tests setup
 
 $(VENV)/.packages: packages/apt.txt
 	@SUDO="$(SUDO)" sh packages/install.sh packages/apt.txt
 	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.packages-of-tests: packages/apt.txt
+	@SUDO="$(SUDO)" sh packages/install.sh packages/apt.txt --with-tests
+	@mkdir -p $(VENV) && touch $@ $(VENV)/.packages
 
 $(VENV)/.installed: $(VENV)/.packages locks/requirements.txt pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
@@ -30,7 +35,7 @@ $(VENV)/.installed: $(VENV)/.packages locks/requirements.txt pyproject.toml
 nightly: setup
 	$(ROOT) $(BIN)/factory --state $(STATE) nightly $(IMAGE) --allow-dirty $(ARGS)
 
-check: setup lint types unit
+check: setup-tests lint types unit
 
 lint:
 	$(BIN)/ruff format --check .
@@ -42,13 +47,13 @@ types:
 unit:
 	$(BIN)/pytest -q testsuite/unit
 
-test: setup
+test: setup-tests
 	$(ROOT) $(BIN)/python testsuite/groups.py $(ARGS)
 
-test-long: setup
+test-long: setup-tests
 	$(ROOT) $(BIN)/pytest -m slow testsuite/unit testsuite/integration testsuite/mutants
 
-benchmarks: setup
+benchmarks: setup-tests
 	$(ROOT) $(BIN)/python benchmarks/run.py
 
 docs: setup
