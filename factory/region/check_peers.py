@@ -162,18 +162,25 @@ def _registered(origin: _Peer, peers: Sequence[_Peer], probe: Probe, notes: Note
     for peer in peers:
         peer.headers.update({"Authorization": f"Basic {basic}", "X-Instance-Data": data})
     try:
-        activated = origin.ask("/connect/systems/products", method="POST", body=dict(probe.asked))
-        if activated.status != http.client.CREATED:
-            _could_not(notes, at, f"does not activate {probe.product}: {_refusal(activated)}")
-        yield activated.status == http.client.CREATED
-    except Unanswered as wrong:
+        yield _activated(origin, probe, notes, at)
+    except Unanswered as wrong:  # whatever is asked in the block, too
         notes.error(15, at, f"stopped answering: {wrong}", why="registrations are lost", cure="see its log")
-        yield False
     finally:
         for peer in peers:
             with contextlib.suppress(Unanswered):
                 if peer.knows():
                     peer.ask("/connect/systems", method="DELETE")
+
+
+def _activated(origin: _Peer, probe: Probe, notes: Notes, at: At) -> bool:
+    try:
+        reply = origin.ask("/connect/systems/products", method="POST", body=dict(probe.asked))
+    except Unanswered as wrong:
+        notes.error(15, at, f"stopped answering: {wrong}", why="registrations are lost", cure="see its log")
+        return False
+    if reply.status != http.client.CREATED:
+        _could_not(notes, at, f"does not activate {probe.product}: {_refusal(reply)}")
+    return reply.status == http.client.CREATED
 
 
 def _list(body: bytes) -> list[object]:

@@ -59,6 +59,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
         issue(name, now=NOW, days=30, names=[name], authority=authority).write(folder, name)
         servers.append(Server(name=name, ipv4=address, pem=folder / "ca.pem"))
     issue(NAMES[0], now=NOW, days=30, names=[NAMES[0]]).write(folder, "foreign")
+    past = NOW - timedelta(days=60)
+    issue(NAMES[0], now=past, days=30, names=[NAMES[0]], authority=authority).write(folder, "expired")
     return Site(folder=folder, authority=authority, region=Region(name="North", update_servers=tuple(servers)))
 
 
@@ -187,6 +189,8 @@ UPDATE_SERVERS: Mapping[str, Callable[[Site], Update]] = {
     "no certificate": lambda _: Update(12, "not a certificate", paths={"/rmt.crt": (200, b"<html>")}),
     "foreign": lambda _: Update(12, "does not chain", stem="foreign"),
     "registry": lambda _: Update(12, "does not name r.cloud.example", registry="r.cloud.example"),
+    "expired": lambda _: Update(12, "TLS with the announced CA fails", stem="expired"),
+    "endless health": lambda _: Update(15, "longer than", paths={"/api/health/status": (200, b" " * (2 << 20))}),
     "offline": lambda _: Update(15, "'offline'", paths={"/api/health/status": (200, b'{"state":"offline"}')}),
     "ill": lambda _: Update(15, "no JSON", paths={"/api/health/status": (200, b"[]")}),
     "error": lambda _: Update(15, "status 503", paths={"/api/health/status": (503, b"")}),
@@ -249,6 +253,7 @@ class Shared:
     removed: bool = True
     accepts: bool = True
     activated: bool = True
+    dies_at: str = ""
     repositories: Sequence[str] = ("/repo/a", "/repo/a")
     metadata: Sequence[bytes] = (b"one", b"one")
     behind: Sequence[float] = (0, 0)
@@ -273,6 +278,9 @@ class Shared:
         return self.known_answer(number, method, path, who)
 
     def known_answer(self, number: int, method: str, path: str, who: str) -> Answer:
+        if self.dies_at == f"{method} {path}":
+            self.dies_at = ""
+            return 200, b" " * (2 << 20)
         if method == "POST":
             return 201, b"{}"
         if method == "DELETE":
@@ -325,6 +333,8 @@ PEERS: Mapping[str, tuple[Shared, dict[str, object], Severity | None, str]] = {
     "other repositories": (Shared(repositories=("/repo/a", "/repo/b")), {}, E, "same repositories"),
     "other state": (Shared(metadata=(b"one", b"two")), {}, W, "is not the same on"),
     "clock": (Shared(behind=(0, 60)), {}, E, "s apart"),
+    "gone when activated": (Shared(dies_at="POST /connect/systems/products"), {}, E, "stopped answering"),
+    "gone when removed": (Shared(dies_at="DELETE /connect/systems"), {}, E, "stopped answering"),
     "refused": (Shared(accepts=False), {}, W, "422 Instance verification failed"),
     "no NTP": (Shared(), {"ntp_synchronised": False}, E, "not set by NTP"),
     "NTP unknown": (Shared(), {"ntp_synchronised": None}, E, "not set by NTP"),
