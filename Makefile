@@ -45,7 +45,7 @@ types:
 	$(BIN)/mypy
 
 unit:
-	$(BIN)/pytest -q testsuite/unit
+	$(BIN)/pytest -q -n auto --dist loadfile testsuite/unit
 
 test: setup-tests
 	$(ROOT) $(BIN)/python testsuite/groups.py $(ARGS)
