@@ -88,8 +88,13 @@ def served(settings: UpdateSettings) -> tuple[ServedRepository, ...]:
 
 
 def replay_log(settings: UpdateSettings) -> ReplayLog | None:
-    """What is to be told to peers, or None when there are none."""
+    """What is to be told to peers, or None when there are none.
+
+    Raises:
+        InputFault: the settings cannot be used; no folder is made for them.
+    """
     sharing = settings.sharing
+    sharing.secret()
     return ReplayLog(Path(sharing.data_dir), sharing.peers) if sharing.peers else None
 
 

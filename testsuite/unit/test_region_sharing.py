@@ -92,6 +92,7 @@ class Here:
     """One update server's registrations, its replay log, and who sends it."""
 
     def __init__(self, folder: Path, told: SharingSettings) -> None:
+        told.secret()
         self.log = ReplayLog(Path(told.data_dir), told.peers)
         self.registrations = Registrations(folder / "here.sqlite", journal=self.log)
         self.sender = Sender(told, self.log, self.registrations, PRODUCTS)
