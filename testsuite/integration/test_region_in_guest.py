@@ -41,7 +41,12 @@ pytestmark = [
     pytest.mark.slow,  # without KVM each run of the client takes most of a minute
 ]
 
+# The unit waits for a clock that is synchronised, which a thawed clone's is only after chrony has asked again.
 FRESH = """
+if [ "$(timedatectl show -p NTPSynchronized --value)" != yes ]; then
+  systemctl restart chrony.service
+  chronyc waitsync 60 0 0 1 >/dev/null
+fi
 guestregister --clean >/dev/null
 printf '\\n[network]\\nround_pauses_s = 0.1 0.1\\nhealth_pauses_s = 0.1\\n' >>/etc/guestregister.conf
 : >/var/log/cloudregister
