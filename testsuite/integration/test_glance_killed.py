@@ -191,6 +191,7 @@ class Scene:
     def finish(self, work: Work) -> None:
         """One reconcile, and the line is in order; the work done again ends as it should."""
         reconcile(self.line, store=self.store, now=now(), say=silent)
+        sweep(self.line, store=self.store, now=now(), say=silent)  # the verb does both
         images = self.store.list_line(self.line)
         if work.before:
             expect_order(images, self.line, prev=sum(image.role != "candidate" for image in images) > 1)
