@@ -904,7 +904,7 @@ def rpms(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     (folder / "probe.spec").write_text(SPEC)
     (folder / "repository").mkdir()
     define = ["--define", f"_topdir {folder}/top", "--define", f"_rpmdir {folder}/repository"]
-    run(["rpmbuild", "-bb", *define, folder / "probe.spec"], timeout_s=60)
+    run(["rpmbuild", "-bb", *define, folder / "probe.spec"], env={"HOME": str(folder)}, timeout_s=60)
     run(["createrepo_c", "--quiet", folder / "repository"], timeout_s=60)
     store = BlobStore(folder / "blobs")
     store.prepare()
@@ -942,7 +942,7 @@ def dnf(guest: Instance, *words: str) -> Completed:
     ]
     script = 'mount --bind "$0" /etc/hosts && exec "$@"'
     argv = ["unshare", "--mount", "/bin/sh", "-c", script, root / "etc/hosts", "dnf", *flags, *words]
-    return run(guest.namespace.inside(argv), check=False, timeout_s=120)
+    return run(guest.namespace.inside(argv), env={"HOME": str(root)}, check=False, timeout_s=120)
 
 
 def test_dnf_installs_from_the_update_server_until_the_registration_ends(

@@ -45,7 +45,7 @@ def project(tmp_path: Path) -> Path:
         (["sign", "debian13", "--run", "20000101-000000-debian13"], 2, "20000101"),
         (["--site", "/nonexistent.toml", "list"], 2, "nonexistent.toml"),
         (["--project", "/", "list"], 2, "no 'descriptions' folder"),
-        (["verify-signature", "/nonexistent"], 2, "/nonexistent"),
+        (["verify-signature", "/dev/null/none"], 2, "/dev/null/none"),
     ],
 )
 def test_bad_input_is_one_clear_error_with_its_status(words, status, says, tmp_path: Path) -> None:
