@@ -19,7 +19,7 @@ from pathlib import Path
 
 from factory.errors import SandboxError
 from factory.system.files import write_whole
-from factory.system.namespaces import NetworkNamespace
+from factory.system.namespaces import Network
 from factory.system.run import Completed, last_lines, run, running
 
 HOST = "guest"
@@ -32,9 +32,9 @@ _CONNECTION_LOST = 255
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """How to reach a guest: its forwarded address inside the namespace, and whom to log in as."""
+    """How to reach a guest: its address in a network, which may be a namespace, and whom to log in as."""
 
-    namespace: NetworkNamespace
+    namespace: Network
     address: str
     port: int
     user: str

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from factory.errors import FactoryError
 from factory.system.run import ENVIRONMENT, guarded, run
@@ -29,6 +30,21 @@ if sys.argv[4] != "udp":
     made.listen(128)
 socket.send_fds(socket.socket(fileno=int(sys.argv[1])), [b"x"], [made.fileno()])
 """
+
+
+class Network(Protocol):
+    """Where a program finds its network."""
+
+    def inside(self, argv: Sequence[str | Path]) -> list[str]:
+        """``argv``, to be run there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnNetwork:
+    """The network that we are in ourselves."""
+
+    def inside(self, argv: Sequence[str | Path]) -> list[str]:
+        return [str(word) for word in argv]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

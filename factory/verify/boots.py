@@ -22,6 +22,7 @@ from typing import Any
 
 from factory.errors import GuestSilent, GuestStopped, SandboxError
 from factory.sandbox.console import FINISHED
+from factory.sandbox.conversation import Conversation
 from factory.sandbox.guest import Guest
 from factory.sandbox.qemu import boot
 from factory.sandbox.seed import Datasource, Key, Seed, fresh_key, seed_files
@@ -224,7 +225,7 @@ def _named(say: Say, name: str) -> Say:
     return lambda text: say(f"{name}: {text}")
 
 
-def reboot(guest: Guest, noted: Noted, *, before: dict[str, Any], timeout_s: float) -> None:
+def reboot(guest: Conversation, noted: Noted, *, before: dict[str, Any], timeout_s: float) -> None:
     """Reboot the first guest and note what it is now. Host keys may have changed: that is for the suite to judge."""
     mark = guest.mark()
     try:

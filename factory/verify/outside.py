@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stranger on the network gets from the guest: ssh-audit, logins really tried, ports really knocked at.
 
-The guest's network is QEMU's own (slirp), so a port can be reached from outside only while it is forwarded. The scan
-therefore forwards ports for a moment each, in groups: the connection that the guest answers really comes over its
-network card. That takes some milliseconds a port in emulation, so not all 65 535 TCP ports are knocked at, but the
+A guest of our own QEMU is in QEMU's own network (slirp): a port can be reached from outside only while it is forwarded.
+The scan therefore forwards ports for a moment each, in groups: the connection that the guest answers really comes over
+its network card. That takes some milliseconds a port in emulation, so not all 65 535 TCP ports are knocked at, but the
 privileged ones and those where something usually listens; what listens on any other port, TCP or UDP, the suite reads
 inside the guest (``ss``).
 
@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from factory.errors import CommandFailed, SandboxError, VerifyError
-from factory.sandbox.guest import Guest
+from factory.errors import CommandFailed, VerifyError
+from factory.sandbox.conversation import Conversation
 from factory.sandbox.machine import SSH_PORT
 from factory.system.files import write_whole
 from factory.system.run import Completed, run
@@ -42,11 +42,12 @@ _OFTEN_USED_PORTS = (
 WELL_KNOWN_PORTS = (*range(1, 1025), *_OFTEN_USED_PORTS)
 _GROUP = 256
 _SPACING_S = 4.0
+_AGENT_S = 20.0
 _ANY_PASSWORD = "no-such-Passw0rd"  # noqa: S105 - of no account
 _FAULT_LEVELS = ("fail", "warn")
 
 
-def audit(guest: Guest, *, log: Path) -> dict[str, Any]:
+def audit(guest: Conversation, *, log: Path) -> dict[str, Any]:
     """What ssh-audit finds: ``banner``, and ``faults`` as sentences."""
     program = Path(sys.executable).with_name("ssh-audit")
     argv: list[str | Path] = [
@@ -76,12 +77,12 @@ def audit(guest: Guest, *, log: Path) -> dict[str, Any]:
     return {"banner": (found.get("banner") or {}).get("raw", ""), "faults": faults}
 
 
-def try_key(guest: Guest, *, user: str) -> dict[str, Any]:
+def try_key(guest: Conversation, *, user: str) -> dict[str, Any]:
     """Try to log in as ``user`` with the injected key."""
     return _try(["ssh", "-F", guest.ssh_config, *_fresh(), "-l", user, guest.ssh_host, "echo root-was-here"])
 
 
-def try_password(guest: Guest, *, user: str, password: str) -> dict[str, Any]:
+def try_password(guest: Conversation, *, user: str, password: str) -> dict[str, Any]:
     """Try to log in as ``user`` with a password, really typed when sshd asks."""
     with tempfile.TemporaryDirectory(prefix="factory-askpass-") as name:
         folder = Path(name)
@@ -122,7 +123,7 @@ def _offered(done: Completed) -> list[str]:
 # -- ports ------------------------------------------------------------------------------------------------------------
 
 
-def scan(guest: Guest, *, ports: Sequence[int] = WELL_KNOWN_PORTS) -> list[int]:
+def scan(guest: Conversation, *, ports: Sequence[int] = WELL_KNOWN_PORTS) -> list[int]:
     """Knock at the guest's TCP ports, and return those that are open.
 
     Raises:
@@ -139,22 +140,15 @@ def scan(guest: Guest, *, ports: Sequence[int] = WELL_KNOWN_PORTS) -> list[int]:
     return sorted([*found, *_knock(guest, [SSH_PORT])])
 
 
-def _knock(guest: Guest, ports: Sequence[int]) -> list[int]:
+def _knock(guest: Conversation, ports: Sequence[int]) -> list[int]:
     program = Path(__file__).with_name("knock.py")
     argv: list[str | Path] = [sys.executable, "-I", "-S", program, guest.address, ",".join(map(str, ports))]
     return [int(word) for word in run(guest.login.namespace.inside(argv), timeout_s=120).stdout.split()]
 
 
-def agent_answers(guest: Guest, *, timeout_s: float = 20) -> str:
-    """``answers``, or why QEMU's guest agent did not."""
-    try:
-        guest.agent.ping(timeout_s=timeout_s)
-    except SandboxError as silent:
-        return silent.message
-    return "answers"
-
-
-def probe(guest: Guest, *, login_user: str, password: str, log: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def probe(
+    guest: Conversation, *, login_user: str, password: str, log: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Everything that is tried from outside, spaced so that the guest does not punish us for it."""
     say(f"knocking at {len(WELL_KNOWN_PORTS)} ports")
     open_ports = scan(guest)
@@ -171,7 +165,7 @@ def probe(guest: Guest, *, login_user: str, password: str, log: Path, say: Calla
     except CommandFailed as failed:
         audited = {"banner": "", "faults": [failed.message]}
     return {
-        "agent": agent_answers(guest),
+        "agent": guest.ask_agent(timeout_s=_AGENT_S),
         "audit": audited,
         "password_login": password_login,
         "root_login": root_login,

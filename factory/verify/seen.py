@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from factory.sandbox.conversation import Conversation
 from factory.sandbox.guest import Guest
 from factory.system.run import Completed
 
@@ -37,7 +38,7 @@ _SHELLS = {"bash", "-bash", "sh", "-sh", "zsh"}
 _MANY = {"host_key": "host_keys", "registration": "registration", "repository": "repositories"}
 
 
-def seen(guest: Guest) -> dict[str, Any]:
+def seen(guest: Conversation) -> dict[str, Any]:
     """What the guest is at this boot: identities, disk, repositories, registration."""
     found: dict[str, Any] = {name: [] for name in _MANY.values()}
     for line in as_root(guest, _SEEN).stdout.splitlines():
@@ -49,14 +50,14 @@ def seen(guest: Guest) -> dict[str, Any]:
     return found
 
 
-def shown_password(guest: Guest) -> str:
+def shown_password(guest: Conversation) -> str:
     """The password on the VGA screen, or nothing; masked in everything that is kept of this guest from now on."""
     found = as_root(guest, _SHOWN).stdout.strip()
     guest.mask(found)
     return found
 
 
-def as_root(guest: Guest, script: str) -> Completed:
+def as_root(guest: Conversation, script: str) -> Completed:
     """Run a shell script as root; it travels on standard input, so that it appears on no command line."""
     return guest.ssh("sudo -n sh -s", stdin=script.encode(), timeout_s=120)
 

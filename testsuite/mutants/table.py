@@ -113,7 +113,7 @@ def _scan(guest: Guest) -> Facts:
 
 
 def _agent(guest: Guest) -> Facts:
-    return {"agent": outside.agent_answers(guest, timeout_s=3)}
+    return {"agent": guest.ask_agent(timeout_s=3)}
 
 
 def _console(guest: Guest) -> Facts:
