@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from factory.model import Region, RegionClient, Server
+from factory.region import check_peers
 from factory.region.certificates import Issued, fingerprint, issue
 from factory.region.check_findings import At, Notes, Severity
 from factory.region.check_http import Door, Unanswered
@@ -345,14 +347,13 @@ PEERS: Mapping[str, tuple[Shared, dict[str, object], Severity | None, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", PEERS)
-def test_peers_are_red_for_exactly_their_fault_and_nothing_is_left(site: Site, case: str) -> None:
+def peers_are_red_for_exactly_their_fault(site: Site, case: str, examine: Callable[..., None]) -> None:
     made, changes, severity, words = PEERS[case]
     shared = replace(made, known=[set(), set()], left=set())
     reports = {NAMES[0]: report(0, **changes), NAMES[1]: report(1)}
     notes = Notes()
     with peers(site, shared) as port:
-        examine_peers(
+        examine(
             [site.region],
             notes,
             probe=Probe(product="debian/13/x86_64", within_s=0.3),
@@ -365,6 +366,80 @@ def test_peers_are_red_for_exactly_their_fault_and_nothing_is_left(site: Site, c
     assert shared.known == [set(), set()], "a registration was left behind"
     if case == "good":
         assert sum("seen on all peers, and gone" in fact for fact in notes.facts) == 2
+        assert sum("as its report says" in fact for fact in notes.facts) == 2
+
+
+@pytest.mark.parametrize("case", PEERS)
+def test_peers_are_red_for_exactly_their_fault_and_nothing_is_left(site: Site, case: str) -> None:
+    peers_are_red_for_exactly_their_fault(site, case, examine_peers)
+
+
+NO_END = "            with contextlib.suppress(Unanswered):\n                if peer.knows():\n"
+WEAKENED: Sequence[tuple[str, str, str]] = (
+    ("not shared", "until=lambda peer: peer.serves())", "until=lambda peer: True)"),
+    ("not shared", "    others = [peer for peer in peers if peer is not origin]", "    others = [origin]"),
+    ("activation not shared", "until=lambda peer: peer.serves())", "until=lambda peer: peer.knows())"),
+    ("activation not shared", "== http.client.OK and bool(_list(reply.body))", "== http.client.OK"),
+    ("not removed", "until=lambda peer: not peer.knows())", "until=lambda peer: True)"),
+    (
+        "not removed",
+        "late = _wait(peers, probe.within_s, until=lambda peer: not",
+        "late = _wait([origin], 1, until=lambda peer: not",
+    ),
+    ("not removed", NO_END, NO_END.replace("if peer.knows()", "if False")),
+    ("other repositories", "        _same_repositories(peers, probe, notes)\n", ""),
+    ("other repositories", "set(offered[first].items()) ^ set(offered[name].items())", "()"),
+    (
+        "other repositories",
+        'parse_qs(parts.query).get("path", [""])[0] if parts.scheme == "plugin" else parts.path',
+        '""',
+    ),
+    ("other state", "or len(set(seen.values())) > 1", "or False"),
+    ("other state", "hashlib.sha256(reply.body).hexdigest()", '""'),
+    ("clock", "if apart > _CLOCKS_S:", "if apart > 3600:"),
+    ("clock", "        _clocks(peers, notes, at)\n", ""),
+    (
+        "gone when activated",
+        'cure="see its log")\n        return False',
+        'cure="see its log")\n        notes.findings.clear()\n        return False',
+    ),
+    (
+        "gone when removed",
+        "    except Unanswered as wrong:  # whatever is asked in the block, too",
+        "    except ZeroDivisionError as wrong:",
+    ),
+    ("refused", '        _could_not(notes, at, f"takes no registration from here: {said}")\n', ""),
+    (
+        "refused",
+        "    notes.warn(\n        15,\n        at,\n        problem,",
+        "    notes.error(\n        15,\n        at,\n        problem,",
+    ),
+    ("no NTP", 'if report.get("ntp_synchronised") is not True:', "if False:"),
+    ("NTP unknown", 'if report.get("ntp_synchronised") is not True:', 'if report.get("ntp_synchronised") is False:'),
+    ("forwarding", 'if report.get("forwarding") is not False:', 'if report.get("forwarding") is None:'),
+    ("resolves nothing", "if not isinstance(found, list) or", "if isinstance(found, list) and"),
+    ("resolves another", "or not set(map(str, found)) & set(peer.addresses):", "or False:"),
+    ("reported repositories", "    if len(set(mirrored.values())) > 1:", "    if False:"),
+    ("reported repositories", "        _report(server, region, report, notes, at)\n", "        continue\n"),
+    ("good", "        _reported(region, reports, notes)\n", "        _reported(region, {}, notes)\n"),
+    ("good", "for origin in peers:\n            say", "for origin in peers[:1]:\n            say"),
+)
+
+
+@pytest.mark.parametrize("number", range(len(WEAKENED)))
+def test_a_weakened_examination_of_peers_is_noticed(site: Site, number: int) -> None:
+    """Each thing the examination looks at is taken away once; the case that is there for it must fail then."""
+    case, strong, weak = WEAKENED[number]
+    text = Path(str(check_peers.__file__)).read_text()
+    assert text.count(strong) == 1, f"{strong!r} is not in the examination once"
+    weakened = ModuleType("factory.region.weakened_peers")
+    sys.modules[weakened.__name__] = weakened  # dataclasses look their module up
+    try:
+        exec(compile(text.replace(strong, weak), "weakened_peers.py", "exec"), weakened.__dict__)
+        with pytest.raises((AssertionError, Unanswered)):
+            peers_are_red_for_exactly_their_fault(site, case, weakened.examine_peers)
+    finally:
+        del sys.modules[weakened.__name__]
 
 
 def test_without_reports_it_is_said_what_nobody_saw(site: Site) -> None:
