@@ -193,10 +193,35 @@ class PlatformSignature:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """``[sandbox]``: an ordinary tenant of an OpenStack, in which images are booted as users boot them.
+
+    ``cloud`` is a name in clouds.yaml. Without ``flavor`` the smallest that fits is taken, without ``network`` one is
+    made (which then needs ``external_network``, where floating addresses come from). ``own_project`` makes a project
+    for each use, with an administrator's credentials. ``site_services`` is whether servers there reach the region,
+    update and time servers that images name. What crashed runs leave is gone after ``lease_h`` at the latest;
+    ``timeout_s`` is for a server to become ACTIVE, ``boot_timeout_s`` (0: the image's own) for its system to come up.
+    """
+
+    cloud: str
+    region_name: str = ""
+    flavor: str = ""
+    network: str = ""
+    external_network: str = ""
+    config_drive: bool = False
+    own_project: bool = False
+    site_services: bool = True
+    lease_h: int = 4
+    timeout_s: int = 600
+    boot_timeout_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A cloud to publish to: ``cloud`` is a name in clouds.yaml, or ``embedded``; ``policy`` shadow or overlap.
 
-    ``aged_purpose`` is the ``os_purpose`` of a generic image that is not the latest any more (SCS-0102).
+    ``aged_purpose`` is the ``os_purpose`` of a generic image that is not the latest any more (SCS-0102); ``canary`` is
+    the tenant that boots ``<line>_latest`` by its name after each rotation, or None.
     """
 
     cloud: str = "embedded"
@@ -207,6 +232,7 @@ class Target:
     aged_purpose: str = "oldgeneric"
     otc: Otc | None = None
     signature: PlatformSignature | None = None
+    canary: Tenant | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +297,8 @@ class Site:
     """``site.toml``, validated; every part is optional. ``path`` is the file, or None when there is none.
 
     ``repositories`` maps an image and an alias to the mirror that only this image's builds read; ``ledger`` is the
-    address of the ledger's database, or a reference to it.
+    address of the ledger's database, or a reference to it; ``sandbox`` is the tenant that images are verified in, or
+    None for our own QEMU.
     """
 
     path: Path | None = None
@@ -289,6 +316,7 @@ class Site:
     ledger: str = ""
     flavors: tuple[Flavor, ...] = ()
     freshness: Mapping[str, Freshness] = field(default_factory=dict)
+    sandbox: Tenant | None = None
 
 
 # -- what the stages make ---------------------------------------------------------------------------------------------
@@ -539,6 +567,42 @@ class Rotation:
     rotated_at: datetime
     swept: tuple[Step, ...] = ()
     differs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """How ``<line>_latest`` fared when an ordinary tenant booted it by its name.
+
+    ``faults`` are what is wrong with it, none when it is green. ``rolled_back`` says that the image before is the
+    latest again; ``note`` what there is to say besides, such as why it is not.
+    """
+
+    target: Target
+    line: str
+    image_id: str
+    tenant: str
+    faults: tuple[str, ...]
+    boot_s: float
+    judged_at: datetime
+    rolled_back: bool = False
+    note: str = ""
+
+    @property
+    def green(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canaries:
+    """The canaries of one run, one for each target that has a tenant for it."""
+
+    canaries: tuple[Canary, ...]
+
+    @property
+    def green(self) -> bool:
+        """Whether every one is."""
+        return all(one.green for one in self.canaries)
 
 
 def utc(seconds: float) -> datetime:

@@ -9,7 +9,7 @@ from pathlib import Path
 from factory.describe.metadata import generic_faults, metadata_faults
 from factory.describe.places import count, key_lines, place, read_toml
 from factory.describe.schema import ImageFile, RegionTable, ServerTable, SiteFile
-from factory.describe.site_tables import flavors, freshness, table_faults, targets
+from factory.describe.site_tables import flavors, freshness, sandbox, table_faults, targets
 from factory.errors import Fault, InputFault
 from factory.model import (
     Budgets,
@@ -156,6 +156,7 @@ def load_site(path: Path | None, *, pems_exist: bool = True) -> Site:
         ledger=read.ledger.url if read.ledger else "",
         flavors=flavors(read),
         freshness=freshness(read),
+        sandbox=sandbox(read),
     )
 
 

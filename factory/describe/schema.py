@@ -243,6 +243,22 @@ class SignatureTable(Closed):
     certificate: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 
+class TenantTable(Closed):
+    """``[sandbox]``, and ``canary`` of a target, which takes what it does not say from ``[sandbox]``."""
+
+    cloud: Name | None = None
+    region_name: Text | None = None
+    flavor: Text | None = None
+    network: Text | None = None
+    external_network: Text | None = None
+    config_drive: bool | None = None
+    own_project: bool | None = None
+    site_services: bool | None = None
+    lease_h: Annotated[int, Field(ge=1, le=168)] | None = None
+    timeout_s: Positive | None = None
+    boot_timeout_s: Positive | None = None
+
+
 class TargetTable(Closed):
     """``[[target]]``."""
 
@@ -254,6 +270,7 @@ class TargetTable(Closed):
     aged_purpose: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")] = "oldgeneric"
     otc: bool = False
     signature: SignatureTable | None = None
+    canary: TenantTable | None = None
 
 
 class UpdateServerTable(Closed):
@@ -372,3 +389,4 @@ class SiteFile(Closed):
     otc: OtcTable = OtcTable()
     flavor: list[FlavorTable] = []
     freshness: dict[Alias, FreshnessTable] = {}
+    sandbox: TenantTable | None = None

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from factory.describe.places import KeyPath, place
-from factory.describe.schema import FlavorTable, FreshnessTable, OtcTable, SiteFile, TargetTable
+from factory.describe.schema import FlavorTable, FreshnessTable, OtcTable, SiteFile, TargetTable, TenantTable
 from factory.errors import Fault
-from factory.model import Capability, Flavor, Freshness, Otc, PlatformSignature, Target
+from factory.model import Capability, Flavor, Freshness, Otc, PlatformSignature, Target, Tenant
 
 
 def targets(read: SiteFile, folder: Path) -> tuple[Target, ...]:
     """The clouds to publish to; without any, the embedded one. Paths are relative to ``folder``."""
-    return tuple(_target(one, read.otc, folder) for one in read.target) or (Target(),)
+    return tuple(_target(one, read, folder) for one in read.target) or (Target(),)
+
+
+def sandbox(read: SiteFile) -> Tenant | None:
+    """The tenant that images are verified in, or None for our own QEMU."""
+    return None if read.sandbox is None else _tenant(read.sandbox, read)
 
 
 def flavors(read: SiteFile) -> tuple[Flavor, ...]:
@@ -40,6 +45,7 @@ def table_faults(shown: str, read: SiteFile, lines: Mapping[KeyPath, int]) -> It
             if value in values[:number]:
                 where = place(shown, lines, (*table, number, key))
                 yield Fault(place=where, problem=f"'{value}' is there twice", cure=f"give each {key} once")
+    yield from _tenant_faults(shown, read, lines)
     empty = not (read.otc.capability or read.otc.properties or read.otc.image)
     for number, target in enumerate(read.target):
         if target.otc and empty:
@@ -47,15 +53,43 @@ def table_faults(shown: str, read: SiteFile, lines: Mapping[KeyPath, int]) -> It
             yield Fault(place=where, problem="there is no [otc] table to set", cure="add one, or remove this key")
 
 
-def _target(read: TargetTable, otc: OtcTable, folder: Path) -> Target:
+def _tenant_faults(shown: str, read: SiteFile, lines: Mapping[KeyPath, int]) -> Iterator[Fault]:
+    """Tenants that no cloud is named for, or that nobody could reach."""
+    tables: list[tuple[KeyPath, TenantTable]] = [(("sandbox",), read.sandbox)] if read.sandbox else []
+    tables += [(("target", number, "canary"), one.canary) for number, one in enumerate(read.target) if one.canary]
+    common = read.sandbox.model_dump(exclude_none=True) if read.sandbox else {}
+    for table, one in tables:
+        said = {**common, **one.model_dump(exclude_none=True)}
+        cloud = said.get("cloud", "")
+        if not cloud:
+            yield Fault(
+                place=place(shown, lines, (*table, "cloud")), problem="is missing", cure="a name in clouds.yaml"
+            )
+        elif cloud == "embedded":
+            where = place(shown, lines, (*table, "cloud"))
+            yield Fault(place=where, problem="is 'embedded', which starts no servers", cure="name a cloud with compute")
+        elif not (said.get("network") or said.get("external_network")):
+            where = place(shown, lines, (*table, "network"))
+            cure = "name one, or an external_network to make one behind it"
+            yield Fault(place=where, problem="is missing, and so is external_network", cure=cure)
+
+
+def _target(read: TargetTable, site: SiteFile, folder: Path) -> Target:
     signature = read.signature
     return Target(
-        **read.model_dump(exclude={"otc", "signature"}),
-        otc=_otc(otc) if read.otc else None,
+        **read.model_dump(exclude={"otc", "signature", "canary"}),
+        otc=_otc(site.otc) if read.otc else None,
+        canary=_tenant(read.canary, site) if read.canary else None,
         signature=PlatformSignature(key=folder / Path(signature.key).expanduser(), certificate=signature.certificate)
         if signature
         else None,
     )
+
+
+def _tenant(read: TenantTable, site: SiteFile) -> Tenant:
+    """A tenant; what its table does not say, ``[sandbox]`` says. A made-up region answers in our QEMU only."""
+    common = site.sandbox.model_dump(exclude_none=True) if site.sandbox else {}
+    return Tenant(**{"site_services": bool(site.region), **common, **read.model_dump(exclude_none=True)})
 
 
 def _otc(read: OtcTable) -> Otc:

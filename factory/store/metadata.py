@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from types import MappingProxyType
 
-from factory.model import Bundle, Description, Otc, Retention, Role, StoredImage, Target, utc
+from factory.model import Bundle, Description, Otc, Package, Retention, Role, StoredImage, Target, utc
 from factory.store.properties import AGED_PURPOSE, CAPABILITIES, SIGNATURE
 
 GIB = 1 << 30
@@ -53,7 +53,7 @@ def metadata(bundle: Bundle, target: Target) -> dict[str, str]:
     artifact, description = bundle.artifact, bundle.artifact.recipe.description
     wanted = {
         **_scs(bundle, description),
-        **_hardware(bundle, description),
+        **hardware(artifact.packages, description),
         **description.metadata,
         **(otc_properties(description, target.otc) if target.otc else {}),
     }
@@ -202,8 +202,9 @@ def _scs(bundle: Bundle, description: Description) -> dict[str, str]:
     }
 
 
-def _hardware(bundle: Bundle, description: Description) -> dict[str, str]:
-    installed = {package.name for package in bundle.artifact.packages}
+def hardware(packages: Iterable[Package], description: Description) -> dict[str, str]:
+    """The hardware that an image is for, where its description says nothing else."""
+    installed = {package.name for package in packages}
     wanted = {
         "hw_disk_bus": "scsi",
         "hw_scsi_model": "virtio-scsi",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -75,20 +76,25 @@ class Noted:
 
 def first_seed(stage: Stage, key: Key) -> Seed:
     """What the first guest finds: as an OpenStack cloud would say it."""
-    entropy = base64.b64encode(secrets.token_bytes(64)).decode()
-    config = {
-        "package_update": stage.subject.registers,
-        "random_seed": {"encoding": "base64", "data": entropy},
-        "write_files": [{"path": MARKER, "content": "the user-data was carried out\n"}],
-        **_stand_ins(stage),
-    }
     return Seed(
         key=key,
         instance_id=f"factory-first-{secrets.token_hex(4)}",
         hostname="first-guest",
-        user_data=_cloud_config(config),
+        user_data=first_user_data(package_update=stage.subject.registers, stand_ins=_stand_ins(stage)),
         datasource=Datasource.CONFIG_DRIVE,
     )
+
+
+def first_user_data(*, package_update: bool, stand_ins: dict[str, Any] | None = None) -> str:
+    """What the guest that is judged is told to do, in our sandbox as in a tenant."""
+    entropy = base64.b64encode(secrets.token_bytes(64)).decode()
+    config = {
+        "package_update": package_update,
+        "random_seed": {"encoding": "base64", "data": entropy},
+        "write_files": [{"path": MARKER, "content": "the user-data was carried out\n"}],
+        **(stand_ins or {}),
+    }
+    return _cloud_config(config)
 
 
 def other_seed(stage: Stage, key: Key, *, password: str) -> Seed:
@@ -107,7 +113,9 @@ def new_seed(stage: Stage, key: Key) -> Seed:
     """What the other guest's disk finds when it is started as another instance."""
     return Seed(
         key=key,
-        instance_id=f"factory-new-{secrets.token_hex(4)}",
+        instance_id=str(
+            uuid.uuid4()
+        ),  # it registers, and update servers want an instance to be named as OpenStack does
         hostname="new-guest",
         user_data=_cloud_config(_stand_ins(stage)),
     )

@@ -9,13 +9,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from factory.errors import FactoryError
-from factory.model import Artifact, Check, Outcome, Verdict
+from factory.model import Artifact, RegionClient, Tenant, Verdict
+from factory.region import metadata_server
 from factory.region.services import RegionServices, serve
 from factory.sandbox.accelerator import proven_accelerator
 from factory.sandbox.guest import Guest
@@ -28,29 +29,20 @@ from factory.system.namespaces import NetworkNamespace
 from factory.system.state import Run, State
 from factory.verify import boots
 from factory.verify.boots import DOES_NOT_BOOT, Noted, Stage
-from factory.verify.outside import probe
-from factory.verify.seen import console_login, seen, shown_password
-from factory.verify.subject import Subject, expectations, inspect, subject_of, subject_of_file
-from factory.verify.suite import SuiteRun, merge_junit, run_suite
+from factory.verify.look import Judged, Look, boots_at_all, look
+from factory.verify.subject import Subject, inspect, subject_of, subject_of_file
+from factory.verify.suite import merge_junit
+from factory.verify.tenant import judge_in_tenant
 
 CHECKS_SCHEMA = "factory/checks/1"
 Say = Callable[[str], None]
 Network = SandboxNetwork[RegionServices | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Judged:
-    """What the guests gave."""
-
-    checks: tuple[Check, ...]
-    accelerator: str
-    boot_s: float
-    region_proof: str
-    junit: tuple[Path, ...] = ()
-
-
-def verify(artifact: Artifact, *, run: Run, state: State, suite: Path, say: Say, now: datetime) -> Verdict:
-    """Boot an artifact in the sandbox and judge it; the file is the same before and after.
+def verify(
+    artifact: Artifact, *, run: Run, state: State, suite: Path, say: Say, now: datetime, tenant: Tenant | None = None
+) -> Verdict:
+    """Boot an artifact in the sandbox (our own QEMU, or a tenant of a cloud) and judge it; the file stays as it is.
 
     Writes ``verify/checks.json`` and ``verify/junit.xml`` in the run, and the guests' masked console logs among its
     logs.
@@ -70,13 +62,21 @@ def verify(artifact: Artifact, *, run: Run, state: State, suite: Path, say: Say,
         suite=suite,
         say=say,
         now=now,
+        tenant=tenant,
     )
     expect_digest(artifact.path, artifact.sha256)
     return verdict
 
 
 def verify_file(
-    path: Path, *, state: State, suite: Path, say: Say, now: datetime, login_user: str = "linux"
+    path: Path,
+    *,
+    state: State,
+    suite: Path,
+    say: Say,
+    now: datetime,
+    login_user: str = "linux",
+    tenant: Tenant | None = None,
 ) -> Verdict:
     """Boot any qcow2 file and judge it.
 
@@ -97,7 +97,15 @@ def verify_file(
         subject = subject_of(replace(known, path=path.resolve()), state=state)
     folder = state.path / "verified" / f"{stamp(now)}-{path.stem}"
     verdict = _verdict(
-        subject, sha256, folder=folder, log_dir=folder / "logs", state=state, suite=suite, say=say, now=now
+        subject,
+        sha256,
+        folder=folder,
+        log_dir=folder / "logs",
+        state=state,
+        suite=suite,
+        say=say,
+        now=now,
+        tenant=tenant,
     )
     expect_digest(path, sha256)
     return verdict
@@ -114,14 +122,34 @@ def _known(sha256: str, state: State) -> Artifact | None:
 
 
 def _verdict(
-    subject: Subject, sha256: str, *, folder: Path, log_dir: Path, state: State, suite: Path, say: Say, now: datetime
+    subject: Subject,
+    sha256: str,
+    *,
+    folder: Path,
+    log_dir: Path,
+    state: State,
+    suite: Path,
+    say: Say,
+    now: datetime,
+    tenant: Tenant | None,
 ) -> Verdict:
     remove(folder)
     work = folder / "work"
     work.mkdir(parents=True, mode=0o700)
     log_dir.mkdir(parents=True, exist_ok=True)
     try:
-        judged = _judge(subject, work=work, log_dir=log_dir, state=state, suite=suite, say=say, now=now)
+        if tenant is None:
+            judged = _judge(subject, work=work, log_dir=log_dir, state=state, suite=suite, say=say, now=now)
+        else:
+            how = Look(
+                subject=subject,
+                suite=suite,
+                folder=work,
+                log_dir=log_dir,
+                timeout_s=subject.description.budgets.boot_timeout_s,
+                say=say,
+            )
+            judged = judge_in_tenant(tenant, how, now=now)
         if judged.junit:
             merge_junit(judged.junit, folder / "junit.xml")
     finally:
@@ -130,6 +158,7 @@ def _verdict(
         {
             "schema": CHECKS_SCHEMA,
             "artifact_sha256": sha256,
+            "sandbox": judged.sandbox,
             "accelerator": judged.accelerator,
             "boot_s": round(judged.boot_s, 1),
             "region_proof": judged.region_proof,
@@ -145,6 +174,7 @@ def _verdict(
         accelerator=judged.accelerator,
         boot_s=judged.boot_s,
         judged_at=now,
+        sandbox=judged.sandbox,
         console_log=log_dir / "console.log",
         report_digest=sha256_file(folder / "checks.json"),
         region_proof=judged.region_proof,
@@ -153,12 +183,13 @@ def _verdict(
 
 def _judge(
     subject: Subject, *, work: Path, log_dir: Path, state: State, suite: Path, say: Say, now: datetime
-) -> _Judged:
+) -> Judged:
     accelerator = proven_accelerator(state.path / "cache", say, artifact=subject.path)
     with sandbox_network(
         subject.regions if subject.registers else (),
         services=lambda namespace: _services(subject, namespace, work=work, log_dir=log_dir, say=say, now=now),
         ntp_servers=subject.ntp_servers,
+        names=metadata_server.names(subject.region_client or RegionClient()),
         workdir=work / "network",
         say=say,
     ) as network:
@@ -178,8 +209,8 @@ def _judge(
             try:
                 return _first(stage, network, other, suite=suite, proof=proof)
             except DOES_NOT_BOOT as stopped:
-                check = _boots(stopped)
-                return _Judged(checks=(check,), accelerator=accelerator, boot_s=0.0, region_proof="not tried")
+                check = boots_at_all(stopped)
+                return Judged(checks=(check,), accelerator=accelerator, boot_s=0.0, region_proof="not tried")
 
 
 def _services(
@@ -201,11 +232,19 @@ def _services(
     )
 
 
-def _first(stage: Stage, network: Network, other: Callable[[], Noted], *, suite: Path, proof: str) -> _Judged:
-    """Boot the first guest, judge it, attack it, reboot it, and judge what only then can be judged."""
+def _first(stage: Stage, network: Network, other: Callable[[], Noted], *, suite: Path, proof: str) -> Judged:
+    """Boot the first guest and look at it while the other one boots."""
     description, folder = stage.subject.description, stage.folder / "first"
     folder.mkdir(mode=0o700)
     seed = boots.first_seed(stage, fresh_key(folder))
+
+    def second() -> Noted:
+        noted = other()
+        if network.services:
+            held = [{"products": list(one.products)} for one in network.services.registrations()]
+            noted.facts["registrations"] = held
+        return noted
+
     with boot(
         stage.subject.path,
         workdir=folder,
@@ -222,56 +261,16 @@ def _first(stage: Stage, network: Network, other: Callable[[], Noted], *, suite:
         rtc_base=stage.now - boots.CLOCK_OFF if stage.subject.artifact else None,
     ) as guest:
         booted = guest.boot_s
-        noted = Noted()
-        before = seen(guest)
-        noted.secrets.append(password := shown_password(guest))
-        facts = {**expectations(stage.subject), **_reached(guest, seed)}
-        log = stage.log_dir / "acceptance.log"
-        remove(log)
-        stage.say("the suite looks at the guest")
-        inside = _suite(suite, stage, facts, "inside", marks="not later", secrets=noted.secrets, log=log)
-        outside = probe(
-            guest,
-            login_user=description.login_user,
-            password=password,
-            log=stage.log_dir / "ssh-audit.log",
+        how = Look(
+            subject=stage.subject,
+            suite=suite,
+            folder=stage.folder,
+            log_dir=stage.log_dir,
+            timeout_s=stage.timeout_s,
             say=stage.say,
         )
-        if password:
-            outside["console_login"] = console_login(guest, user=description.login_user, password=password)
-        noted.facts["outside"] = outside
-        stage.say("rebooting the guest")
-        boots.reboot(guest, noted, before=before, timeout_s=stage.timeout_s)
-        noted.secrets.append("" if noted.trouble else shown_password(guest))
-        second = other()
-        if network.services:
-            noted.facts["registrations"] = [
-                {"products": list(one.products)} for one in network.services.registrations()
-            ]
-        later = _suite(
-            suite,
-            stage,
-            {**facts, **second.facts, **noted.facts},
-            "later",
-            marks="later",
-            secrets=[*noted.secrets, *second.secrets],
-            log=log,
-        )
-    return _Judged(
-        checks=(_boots(None), *_troubles(noted, second), *inside.checks, *later.checks),
-        accelerator=stage.accelerator,
-        boot_s=booted,
-        region_proof=proof,
-        junit=(inside.junit, later.junit),
-    )
-
-
-def _suite(
-    suite: Path, stage: Stage, facts: dict[str, Any], name: str, *, marks: str, secrets: list[str], log: Path
-) -> SuiteRun:
-    folder = stage.folder / "suite"
-    folder.mkdir(exist_ok=True, mode=0o700)
-    return run_suite(suite, facts=facts, folder=folder, name=name, marks=marks, secrets=secrets, log=log)
+        checks, junit = look(guest, how, facts=_reached(guest, seed), second=second)
+    return Judged(checks=checks, accelerator=stage.accelerator, boot_s=booted, region_proof=proof, junit=junit)
 
 
 def _reached(guest: Guest, seed: Seed) -> dict[str, Any]:
@@ -283,33 +282,6 @@ def _reached(guest: Guest, seed: Seed) -> dict[str, Any]:
         "disk_bytes": boots.FIRST_DISK_GIB << 30,
         "console_logs": [str(guest.machine.serial)],
     }
-
-
-def _boots(stopped: FactoryError | None) -> Check:
-    """The check that comes before all others."""
-    return Check(
-        name="boot::the_image_boots",
-        guarantee="The image boots within its budget, finishes cloud-init, and lets its user in with the injected key.",
-        outcome=Outcome.PASSED if stopped is None else Outcome.FAILED,
-        message="" if stopped is None else "\n".join(stopped.lines()),
-    )
-
-
-def _troubles(first: Noted, other: Noted) -> tuple[Check, ...]:
-    """What went wrong at the boots after the first one, as failed checks with the guest's last words."""
-    named = (
-        ("boot::the_image_reboots", "The image boots again after a reboot.", first.trouble),
-        ("boot::the_image_boots_twice", "The image boots on a second guest, and as another instance.", other.trouble),
-    )
-    return tuple(
-        Check(
-            name=name,
-            guarantee=guarantee,
-            outcome=Outcome.FAILED if trouble else Outcome.PASSED,
-            message=trouble,
-        )
-        for name, guarantee, trouble in named
-    )
 
 
 @contextlib.contextmanager

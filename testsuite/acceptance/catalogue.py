@@ -28,6 +28,8 @@ How it is done, and where its limits are:
 * The port scan knocks from outside at the 1024 privileged TCP ports and those where something usually listens. Not at
   all 65 535: QEMU's user network passes a connection on only while the port is forwarded, which costs milliseconds a
   port. What listens on any other port, TCP or UDP, is read inside the guest.
+* In [a tenant of a cloud](../how-to/use-a-tenant-as-sandbox.md) one server is judged by the same suite. What a tenant
+  cannot do (a second guest, the VGA keyboard, a clock that is off, QEMU's guest agent) is skipped as "not tried".
 * The VGA screen is read from the kernel's copy of it inside the guest; logins on it are typed on QEMU's keyboard.
 * Every check has been seen red on an image spoiled in just its way (`testsuite/mutants/`).
 

@@ -84,6 +84,25 @@ class _Facts(SimpleNamespace):
             raise AttributeError(name)
 
 
+def _skip_untried(told, abilities):
+    """Skip what this sandbox cannot do; its harness says why. What is skipped is never a pass."""
+    for ability in abilities:
+        if reason := getattr(told.not_tried, ability, None):
+            pytest.skip(f"not tried: {reason}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("needs"):
+        _skip_untried(item.config.stash[_TOLD], marker.args)
+
+
+@pytest.fixture
+def tried(facts):
+    """Skips when the sandbox cannot do one of these."""
+    return lambda *abilities: _skip_untried(facts, abilities)
+
+
 @pytest.fixture(scope="session")
 def description(facts):
     """The image's description."""

@@ -77,6 +77,7 @@ def test_randomness_is_seeded_by_the_cloud(guest, facts):
     assert told, "cloud-init did not put the cloud's random seed into the pool"
 
 
+@pytest.mark.needs("region")
 def test_package_update_is_carried_out(guest, facts):
     """A package_update in the user-data refreshes the package lists."""
     if facts.description.registration.mode == "none" and not facts.seed.package_update:

@@ -76,6 +76,7 @@ def test_the_vga_console_shows_the_password(console_password, description):
 
 
 @pytest.mark.later
+@pytest.mark.needs("keyboard")
 def test_the_password_opens_the_vga_console(facts, description):
     """Whoever types the shown password at the VGA login prompt is logged in as the login user."""
     if not description.console_password:
@@ -150,12 +151,14 @@ def customers_password(facts):
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_a_user_data_password_opens_the_console(customers_password):
     """A password that the customer sets by user-data opens the VGA console."""
     assert customers_password.console.accepted, "the password from the user-data does not open the VGA console"
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_a_user_data_password_does_not_open_ssh(customers_password):
     """A password that the customer sets by user-data does not open ssh."""
     tried = customers_password.ssh
@@ -164,6 +167,7 @@ def test_a_user_data_password_does_not_open_ssh(customers_password):
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_a_user_data_password_replaces_the_shown_one(customers_password):
     """With a password by user-data the VGA prompt shows no random password that would not work."""
     assert not customers_password.shown, "the VGA prompt shows a random password although the user-data set another"

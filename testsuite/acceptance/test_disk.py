@@ -62,6 +62,7 @@ def small(facts):
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_the_image_grows_on_a_second_disk_size(small):
     """The image boots and fills a disk of another size, too."""
     if small is None:

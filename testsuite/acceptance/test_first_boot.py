@@ -25,6 +25,7 @@ ALLOWED_OLD_FOLDERS = (
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_the_machine_id_is_made_here(guest, facts):
     """The guest has a machine-id of its own: 32 hex digits, and not that of another guest of the same image."""
     found = guest.root("cat /etc/machine-id").strip()
@@ -35,6 +36,7 @@ def test_the_machine_id_is_made_here(guest, facts):
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_the_host_keys_are_made_here(guest, facts):
     """The guest has ssh host keys of its own, and shares none with another guest of the same image."""
     lines = guest.root("for key in /etc/ssh/ssh_host_*_key.pub; do ssh-keygen -lf $key; done").splitlines()
@@ -46,6 +48,7 @@ def test_the_host_keys_are_made_here(guest, facts):
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_the_random_seed_is_made_here(guest, facts):
     """The seed of the random number generator is not in the image."""
     found = guest.root("sha256sum /var/lib/systemd/random-seed 2>/dev/null | cut -d' ' -f1 || true").strip()
@@ -55,6 +58,7 @@ def test_the_random_seed_is_made_here(guest, facts):
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_the_console_password_is_made_here(facts, description):
     """Each instance of the image makes a console password of its own."""
     if not description.console_password:
@@ -137,6 +141,7 @@ def test_a_reboot_keeps_the_machine_id(reboot):
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_a_new_instance_makes_new_host_keys(new_instance):
     """The same disk under a new instance id makes new ssh host keys."""
     shared = set(new_instance.after.host_keys) & set(new_instance.before.host_keys)
@@ -144,6 +149,7 @@ def test_a_new_instance_makes_new_host_keys(new_instance):
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_a_new_instance_makes_a_new_machine_id(new_instance):
     """The same disk under a new instance id makes a new machine-id."""
     assert new_instance.after.machine_id != new_instance.before.machine_id, (

@@ -176,6 +176,7 @@ def test_the_guest_agent_is_installed(guest):
 
 
 @pytest.mark.later
+@pytest.mark.needs("agent")
 def test_the_guest_agent_answers(facts):
     """QEMU's guest agent answers the hypervisor."""
     if facts.outside is None:

@@ -33,8 +33,9 @@ def _region_wanted(facts):
 
 
 @pytest.fixture
-def on_demand(description):
-    """Checks of what happens without the customer's doing."""
+def on_demand(description, tried):
+    """Checks of what happens without the customer's doing, where the site's servers are reached."""
+    tried("region")
     if description.registration.mode != "on-demand":
         pytest.skip(f"the description says registration.mode = {description.registration.mode}")
 
@@ -144,6 +145,7 @@ def test_the_guest_registers_by_itself(guest, on_demand):
 
 
 @pytest.mark.later
+@pytest.mark.needs("registrations")
 def test_the_update_server_knows_the_guest(facts, on_demand, description):
     """The update server holds one registration: this guest's, for the described product."""
     held = facts.registrations or []
@@ -270,6 +272,7 @@ def byos(facts):
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_who_chooses_so_is_not_registered(byos):
     """A guest whose metadata says so at its first boot does not register."""
     assert not byos.registration, f"the guest registered against its owner's choice: {byos.registration}"
@@ -277,6 +280,7 @@ def test_who_chooses_so_is_not_registered(byos):
 
 
 @pytest.mark.later
+@pytest.mark.needs("other")
 def test_who_chooses_so_has_no_site_mirrors(byos, facts):
     """A guest whose metadata says so at its first boot has none of the site's mirrors, and no update server."""
     names = [server.name for server in facts.region.update_servers]

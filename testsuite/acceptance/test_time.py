@@ -25,14 +25,16 @@ def test_chrony_knows_exactly_the_sites_servers(guest, facts):
     assert found == wanted, f"chrony is configured with {sorted(found)}, the site names {sorted(wanted)}"
 
 
+@pytest.mark.needs("time")
 def test_the_clock_is_synchronised(guest, facts):
-    """The guest, whose clock was far off when it started, has synchronised."""
+    """The guest, whose clock may have been far off when it started, has synchronised."""
     if facts.ntp_servers is None:
         pytest.skip("this image came without the factory's own records: its time servers are not known")
     found = guest.root("chronyc -n -c tracking").strip().split(",")
     assert found[-1] == "Normal", f"the clock is not synchronised: {found[-1]}"
 
 
+@pytest.mark.needs("time")
 def test_the_clock_is_right(guest, facts):
     """The guest's time is the host's, to two seconds and the length of one question."""
     before = time.time()
@@ -60,6 +62,7 @@ def test_time_comes_back_after_a_reboot(guest):
     )
 
 
+@pytest.mark.needs("clock", "region")
 def test_the_guest_registered_after_it_had_the_time(guest, facts):
     """A guest whose clock is a year off gets the time first and registers then."""
     mode = facts.description.registration.mode
