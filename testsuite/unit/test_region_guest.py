@@ -8,6 +8,7 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -465,3 +466,14 @@ def test_dnf_sources_are_read() -> None:
     text = "[a]\nbaseurl=https://a.example/x/\n https://b.example/y\n[b]\nmetalink=https://c.example/?a=1\n"
     assert guest.repository_addresses(text) == {"https://a.example/x", "https://b.example/y", "https://c.example/?a=1"}
     assert guest.repository_addresses("no ini") == set()
+
+
+def test_a_program_that_takes_too_long_ends_with_what_it_started(tmp_path: Path) -> None:
+    """Whoever a program started also holds its output: ending the program alone would wait for that one."""
+    script = f"sh -c 'echo $$ > {tmp_path}/child; exec sleep 30' & wait"
+    started = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        guest.called(["/bin/sh", "-c", script], 1.0)
+    assert time.monotonic() - started < 15
+    child = Path("/proc") / (tmp_path / "child").read_text().strip() / "stat"
+    assert not child.exists() or child.read_text().rsplit(")", 1)[1].split()[0] == "Z"
