@@ -15,6 +15,8 @@ from factory.system.run import Completed, failure
 
 _OVERLAP_BYTES = 4096
 """More than what we look for takes on the console, so that nothing is missed where two looks meet."""
+_RARELY_S = 1.0
+"""The longest pause between two looks: a boot that took a minute is not known a fifth of a second sooner."""
 _READ_SCREEN = (
     'set -- $(sudo -n head -c 2 /dev/vcsa1 | od -An -tu1) && test -n "$2" && sudo -n fold -b -w "$2" /dev/vcs1'
 )
@@ -26,8 +28,8 @@ class Conversation:
     Not for use by two threads at once.
     """
 
-    poll_s = 0.2
-    """How long to wait between two looks at the console."""
+    poll_s = 0.1
+    """How long to wait between two looks at the console, at least: the longer it lasted, the rarer the looks."""
 
     def __init__(
         self, *, login: Login, console: Console, say: Callable[[str], None], masked_secrets: Sequence[str] = ()
@@ -131,10 +133,11 @@ class Conversation:
                 raise self.trouble(GuestStopped, "the guest floods its console")
             if reason := dead_end(text):
                 raise self.trouble(GuestStopped, f"the guest stopped: {reason}")
-            if time.monotonic() - started > timeout_s:
+            waited_s = time.monotonic() - started
+            if waited_s > timeout_s:
                 goal = what or f"'{pattern}' on its console"
                 raise self.trouble(GuestSilent, f"the guest did not get to {goal} within {timeout_s:.0f} s")
-            time.sleep(self.poll_s)
+            time.sleep(max(self.poll_s, min(waited_s / 50, _RARELY_S)))
 
     def trouble(self, kind: type[SandboxError], message: str) -> SandboxError:
         """An error that tells what the guest said last."""
