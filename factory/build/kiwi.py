@@ -14,7 +14,7 @@ from factory.build.box import DESCRIPTION, PLACE, TARGET, Box
 from factory.build.failure import clean, explain
 from factory.build.identity import Identity
 from factory.errors import BuildError, CommandFailed
-from factory.inputs.recorder import Recorder
+from factory.inputs.answers import Inputs
 from factory.model import Recipe, Repository
 from factory.system.files import free_bytes
 from factory.system.run import ended, ending, failure, last_lines
@@ -23,7 +23,7 @@ INPUTS_PORT = 3142
 KIWI_TARGET = TARGET / "kiwi"
 _TIMEOUT_S = 5400.0
 _SAY_EVERY_S = 10.0
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 1.0
 _STEP = re.compile(r"\[ INFO +\]: [\d:]{8} \| (?!-->)(\S.*)")
 _PACKAGE = re.compile(r"\| (?:bootstrap|system|image): ((?:Get:\d+|Unpacking|Setting up|Preparing to unpack) .*)")
 _FETCHED = re.compile(r"Get:\d+ \S+ (?:\S+/\S+ \S+|\S+) (\S+)")
@@ -59,7 +59,7 @@ def command(recipe: Recipe) -> list[str]:
 
 
 def kiwi_build(
-    recipe: Recipe, box: Box, *, identity: Identity, recorder: Recorder, log: Path, say: Callable[[str], None]
+    recipe: Recipe, box: Box, *, identity: Identity, recorder: Inputs, log: Path, say: Callable[[str], None]
 ) -> Path:
     """Build the tree; returns the raw disk's path in the box.
 
@@ -88,7 +88,7 @@ def kiwi_build(
 
 
 def _run(
-    argv: list[str], box: Box, environment: dict[str, str], *, recorder: Recorder, log: Path, say: Callable[[str], None]
+    argv: list[str], box: Box, environment: dict[str, str], *, recorder: Inputs, log: Path, say: Callable[[str], None]
 ) -> None:
     started = said = time.monotonic()
     with box.running(argv, log=log, env=environment) as process:

@@ -17,8 +17,8 @@ from http import HTTPStatus
 from urllib.parse import unquote
 
 from factory.errors import FactoryError
+from factory.inputs.answers import Inputs
 from factory.inputs.lock import Input
-from factory.inputs.recorder import Recorder
 
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+")
@@ -46,7 +46,7 @@ def parse_target(target: str) -> tuple[str, str] | None:
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, listening: socket.socket, recorder: Recorder) -> None:
+    def __init__(self, listening: socket.socket, recorder: Inputs) -> None:
         super().__init__(listening.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
@@ -110,7 +110,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(listening: socket.socket, recorder: Recorder) -> Iterator[None]:
+def serve(listening: socket.socket, recorder: Inputs) -> Iterator[None]:
     """Answer on ``listening`` (bound, listening) for the length of the block; the socket is closed with it."""
     server = _Server(listening, recorder)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.25}, daemon=True)
