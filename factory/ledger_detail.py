@@ -16,6 +16,8 @@ from factory.errors import FactoryError
 from factory.model import (
     Artifact,
     Bundle,
+    Canaries,
+    Canary,
     Publication,
     Recipe,
     Release,
@@ -197,6 +199,21 @@ def _image(value: StoredImage) -> Detail:
     }
 
 
+def _canary(value: Canary) -> Detail:
+    return {
+        "cloud": value.target.cloud,
+        "line": value.line,
+        "image_id": value.image_id,
+        "tenant": value.tenant,
+        "green": value.green,
+        "faults": list(value.faults),
+        "boot_s": value.boot_s,
+        "judged_at": value.judged_at.isoformat(),
+        "rolled_back": value.rolled_back,
+        "note": value.note,
+    }
+
+
 def _error(value: FactoryError) -> Detail:
     return {"error": value.lines(), "exit_code": value.exit_code}
 
@@ -208,6 +225,7 @@ _KINDS: Mapping[type[Any], Callable[[Any], Detail]] = {
     Bundle: _bundle,
     Publication: lambda value: {"releases": [_release(one) for one in value.releases], "reason": value.reason},
     Rotations: lambda value: {"rotations": [_rotation(one) for one in value.rotations]},
+    Canaries: lambda value: {"canaries": [_canary(one) for one in value.canaries]},
     Release: lambda value: {"releases": [_release(value)], "reason": ""},
     Rotation: lambda value: {"rotations": [_rotation(value)]},
     FactoryError: _error,

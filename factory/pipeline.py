@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The night: six stages in order, one ledger record after each.
 
-A stage that has finished in a run is not done again, so a night that was cut off goes on where it stopped. A red image
-ends the night before anything is signed; an exception is a broken factory, and its stage is recorded as such.
+After the swap the latest image is started by its name where a target has a tenant for that (the canary); a red one is
+rolled back in the same run. A stage that has finished in a run is not done again, so a night that was cut off goes on
+where it stopped. A red image ends the night before anything is signed; an exception is a broken factory, and its stage
+is recorded as such.
 """
 
 from __future__ import annotations
@@ -11,9 +13,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
 from factory.build import build
+from factory.canaries import judge_all, taken_back, wanted
+from factory.canary import STAGE as CANARY
+from factory.canary import stands
 from factory.describe import describe
 from factory.errors import FactoryError, LedgerError, StoreError
 from factory.gc import expect_space
@@ -21,7 +27,18 @@ from factory.inputs.age import suite_ages
 from factory.inputs.freshness import indexes_changed
 from factory.installation import Installation
 from factory.ledger import Ledger, detail_of
-from factory.model import Artifact, Bundle, Outcome, Publication, Recipe, Rotations, Step, StoredImage, Verdict
+from factory.model import (
+    Artifact,
+    Bundle,
+    Canaries,
+    Outcome,
+    Publication,
+    Recipe,
+    Rotations,
+    Step,
+    StoredImage,
+    Verdict,
+)
 from factory.policy import Decision, Published, due
 from factory.promises import NIGHT, Promise
 from factory.publish import publish
@@ -72,6 +89,7 @@ class Night:
     own_cpu_s: float
     verdict: Verdict | None = None
     rotations: Rotations | None = None
+    canaries: Canaries | None = None
     stale: tuple[str, ...] = ()
     promises: tuple[Promise, ...] = ()
 
@@ -101,6 +119,9 @@ def nightly(
     """
     with exclusive(here.state.locks / f"{image}.lock", what=f"image {image}"):
         expect_space(here.state, NEEDED_BYTES)
+        owed = owed_canary(image, here=here, ledger=ledger, now=now, say=say)
+        if owed is not None and owed.outcome == "red":
+            return owed
         line = start(image, here=here, ledger=ledger, now=now, say=say, force=force)
         if line.unchanged_since:
             unchanged = f"nothing changed since run {line.unchanged_since}"
@@ -118,7 +139,21 @@ def nightly(
         if not publication.releases:
             return line.end("withheld", publication.reason, stale=publication.stale)
         line.rotate(publication)
-        return line.end("published", publication.reason)
+        return line.end_published(publication)
+
+
+def owed_canary(
+    image: str, *, here: Installation, ledger: Ledger | None, now: Callable[[], datetime], say: Say
+) -> Night | None:
+    """Do the canary that a night was cut off before, whatever has changed since: its image is what users get."""
+    for run in [run for run in here.state.runs_of(image) if run.has("rotate") and run.has("publish")][:1]:
+        line = Line(run=run, here=here, ledger=ledger, now=now, say=say)
+        publication = run.read("publish", Publication)
+        if not run.has(CANARY) and wanted(publication, here.site):
+            say(CANARY, f"the canary of run {run.id}, which was cut off, comes first")
+            line.begin()
+            return line.end_published(publication)
+    return None
 
 
 def start(
@@ -141,7 +176,7 @@ def start(
             say("describe", f"the image of run {run.id}, which was not published, is due now")
             remove(run.file("publish"))
             waiting = False
-        finished = run.has("rotate") or waiting
+        finished = stands(run) or waiting
         if finished and not force:
             line.unchanged_since = run.id
         elif not finished and not is_red(run):
@@ -160,8 +195,9 @@ def same_inputs(run: Run, recipe: Recipe, logins: Mapping[str, Login]) -> bool:
 
 
 def is_red(run: Run) -> bool:
-    """Whether the run ended with failed checks."""
-    return run.has("verify") and not run.read("verify", Verdict).passed
+    """Whether the run ended with failed checks, or with an image that was taken back."""
+    failed = run.has("verify") and not run.read("verify", Verdict).passed
+    return failed or (run.has("rotate") and not stands(run))
 
 
 @dataclass(kw_only=True)
@@ -206,18 +242,9 @@ class Line:
         )
 
     def verify(self, artifact: Artifact) -> Verdict:
-        return self.stage(
-            "verify",
-            Verdict,
-            lambda: verify(
-                artifact,
-                run=self.run,
-                state=self.here.state,
-                suite=self.here.suite,
-                say=self.saying("verify"),
-                now=self.now(),
-            ),
-        )
+        here, say, tenant = self.here, self.saying("verify"), self.here.site.sandbox
+        where = partial(verify, artifact, run=self.run, state=here.state, suite=here.suite, tenant=tenant)
+        return self.stage("verify", Verdict, lambda: where(say=say, now=self.now()))
 
     def sign(self, artifact: Artifact, verdict: Verdict) -> Bundle:
         return self.stage(
@@ -252,6 +279,17 @@ class Line:
 
     def rotate(self, publication: Publication) -> Rotations:
         return self.stage("rotate", Rotations, lambda: self._rotate(publication))
+
+    def canary(self, publication: Publication) -> Canaries | None:
+        """Start what was released by its name, and take back what does not stand; None where no target wants it."""
+        if not wanted(publication, self.here.site) and not self.run.has(CANARY):
+            return None
+        return self.stage(CANARY, Canaries, lambda: self._canary(publication))
+
+    def _canary(self, publication: Publication) -> Canaries:
+        found, images = judge_all(publication, run=self.run, here=self.here, now=self.now, say=self.saying(CANARY))
+        self.images = images or self.images
+        return found
 
     def _publish(self, bundle: Bundle, *, force: bool, allow_dirty: bool) -> Publication:
         recipe = bundle.artifact.recipe
@@ -323,7 +361,7 @@ class Line:
 
     def _last_published(self) -> Published | None:
         for run in self.here.state.runs_of(self.run.image):
-            if run.id != self.run.id and run.has("rotate"):
+            if run.id != self.run.id and stands(run):
                 artifact = run.read("build", Artifact)
                 return Published(at=run.read("rotate", Rotations).rotations[0].rotated_at, packages=artifact.packages)
         return None
@@ -387,6 +425,14 @@ class Line:
         except LedgerError as lost:
             self.say("ledger", f"not recorded: {lost.message}")
 
+    def end_published(self, publication: Publication) -> Night:
+        """The end of a night whose image became the latest: published, or taken back after its canary."""
+        canaries = self.canary(publication)
+        if canaries is None or canaries.green:
+            return self.end("published", publication.reason)
+        fallen = [one for one in canaries.canaries if not one.green]
+        return self.end("red", "; ".join(f"the canary in {one.tenant} is red, {taken_back(one)}" for one in fallen))
+
     def end(self, outcome: str, reason: str, *, stale: tuple[str, ...] = ()) -> Night:
         """Close the record and sum the night up."""
         self.recorded(lambda ledger: ledger.end_run(self.run.id, outcome=outcome, ended_at=self.now(), message=reason))
@@ -399,6 +445,7 @@ class Line:
             own_cpu_s=time.process_time(),
             verdict=self.run.read("verify", Verdict) if self.run.has("verify") else None,
             rotations=self.run.read("rotate", Rotations) if self.run.has("rotate") else None,
+            canaries=self.run.read(CANARY, Canaries) if self.run.has(CANARY) else None,
             stale=stale,
             promises=self.promises(),
         )
@@ -431,7 +478,8 @@ def judged(value: object) -> tuple[str, str]:
             return "red", f"{len(value.failures)} of {len(value.checks)} checks failed"
         case Verdict():
             passed = sum(check.outcome is Outcome.PASSED for check in value.checks)
-            return "done", f"{passed} checks passed, {value.accelerator}"
+            where = "" if value.sandbox == "qemu" else f"{value.sandbox}, "
+            return "done", f"{passed} checks passed, {where}{value.accelerator}"
         case Bundle():
             return "done", f"key {value.fingerprint[-16:]}" + (" (throw-away)" if value.throw_away_key else "")
         case Publication() if not value.releases:
@@ -440,5 +488,9 @@ def judged(value: object) -> tuple[str, str]:
             return "done", ", ".join(release.dated_name for release in value.releases)
         case Rotations():
             return "done", ", ".join(f"{one.line}_latest in {one.target.cloud}" for one in value.rotations)
+        case Canaries() if not value.green:
+            return "red", "; ".join(taken_back(one) for one in value.canaries if not one.green)
+        case Canaries():
+            return "done", ", ".join(f"{one.line}_latest stands in {one.tenant}" for one in value.canaries)
         case _:
             return "done", ""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
+from factory.canary import stands
 from factory.errors import FactoryError, LedgerError
 from factory.installation import Installation
 from factory.ledger import Ledger
@@ -60,7 +61,7 @@ def unpublished_since(image: str, *, here: Installation) -> datetime | None:
     """Since when there is a build with a security fix that the newest published image lacks."""
     waiting: list[Artifact] = []
     for run in here.state.runs_of(image):
-        if run.has("rotate"):
+        if stands(run):
             before = run.read("build", Artifact).packages
             late = [one for one in waiting if security_changes(before, one.packages, one.recipe.repositories)]
             return min((one.built_at for one in late), default=None)

@@ -18,6 +18,7 @@ from factory.cli import (
     releases,
     host,
     cloud,
+    sandbox,
     region,
     region_check,
     region_cert,
@@ -46,6 +47,7 @@ __all__ = [
     "region_server",
     "region_update",
     "releases",
+    "sandbox",
     "stages",
 ]
 

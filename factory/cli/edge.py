@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from factory.installation import Installation
     from factory.ledger import Ledger
+    from factory.model import Site
     from factory.pipeline import Line
     from factory.system.state import Run
 
@@ -42,6 +43,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 AllowDirty = Annotated[bool, typer.Option("--allow-dirty", help="Publish descriptions that differ from their commit.")]
 AllowStale = Annotated[
     bool, typer.Option("--allow-stale", help="Publish although a mirror is further behind than [freshness] allows.")
+]
+InCloud = Annotated[
+    str | None,
+    typer.Option("--cloud", metavar="NAME", help="Boot it in a tenant: a cloud of clouds.yaml, see [sandbox]."),
 ]
 
 
@@ -84,10 +89,15 @@ def options(
     OPTIONS = Options(project=project, site=site, state=state)
 
 
-def installation() -> Installation:
-    """Where this factory works, from options, environment and defaults (the only reader of the environment)."""
+def installation(cloud: str | None = None) -> Installation:
+    """Where this factory works, from options, environment and defaults (the only reader of the environment).
+
+    Args:
+        cloud: the tenant that images are verified in, instead of the one in the site file or our own QEMU.
+    """
     from factory.describe import load_site
     from factory.installation import Installation
+    from factory.region.embedded import with_embedded_client
     from factory.system.state import State
 
     project = (OPTIONS.project or Path.cwd()).resolve()
@@ -98,9 +108,23 @@ def installation() -> Installation:
     return Installation(
         project=project,
         state=State(path=state_folder()).prepare(),
-        site=load_site(site_file()),
+        site=in_cloud(with_embedded_client(load_site(site_file())), cloud),
         environment=dict(os.environ),
     )
+
+
+def in_cloud(site: Site, cloud: str | None) -> Site:
+    """The site with another tenant as sandbox; what it needs besides its cloud is that of ``[sandbox]``."""
+    from dataclasses import replace
+
+    from factory.model import Tenant
+
+    if cloud is None:
+        return site
+    if cloud == "embedded":
+        raise InputFault("the embedded cloud starts no servers", hint="--cloud takes a cloud of your clouds.yaml")
+    default = Tenant(cloud=cloud, site_services=bool(site.regions))
+    return replace(site, sandbox=replace(site.sandbox or default, cloud=cloud))
 
 
 def state_folder() -> Path:
@@ -123,13 +147,13 @@ def site_file() -> Path | None:
 
 
 @contextlib.contextmanager
-def one_stage(image: str, run: str | None, *, fresh: bool = False) -> Iterator[Line]:
+def one_stage(image: str, run: str | None, *, fresh: bool = False, cloud: str | None = None) -> Iterator[Line]:
     """A run of an image for a single verb: a new one when ``fresh``, else ``run`` or the image's newest."""
     from factory.pipeline import Line
     from factory.system.clock import now
     from factory.system.lock import exclusive
 
-    here = installation()
+    here = installation(cloud)
     with exclusive(here.state.locks / f"{image}.lock", what=f"image {image}"), ledger(here) as records:
         found = here.state.new_run(image, now()) if fresh else here.state.run_of(image, run)
         yield Line(run=found, here=here, ledger=records, now=now, say=say)

@@ -14,6 +14,7 @@ from factory.cli.edge import (
     AllowDirty,
     AllowStale,
     Image,
+    InCloud,
     Json,
     RunId,
     announce,
@@ -86,6 +87,7 @@ def build(image: Image, run: RunId = None, as_json: Json = False) -> None:
 def verify(
     image: Annotated[str, typer.Argument(help="A folder under descriptions/, or a qcow2 file.", show_default=False)],
     run: RunId = None,
+    cloud: InCloud = None,
     as_json: Json = False,
 ) -> None:
     """Boot the image in the sandbox, run the acceptance suite, and judge it (exit 1 when red)."""
@@ -94,10 +96,17 @@ def verify(
     if image.endswith(".qcow2") or "/" in image:
         from factory.verify import verify_file
 
-        here = installation()
-        verdict = verify_file(Path(image), state=here.state, suite=here.suite, say=saying("verify"), now=clock())
+        here = installation(cloud)
+        verdict = verify_file(
+            Path(image),
+            state=here.state,
+            suite=here.suite,
+            say=saying("verify"),
+            now=clock(),
+            tenant=here.site.sandbox,
+        )
     else:
-        with one_stage(image, run) as line:
+        with one_stage(image, run, cloud=cloud) as line:
             verdict = line.verify(line.run.read("build", Artifact))
     if as_json:
         print_json("verify", verdict)
@@ -166,9 +175,11 @@ def rotate(image: Image, run: RunId = None, as_json: Json = False) -> None:
 @app.command()
 def nightly(
     image: Image,
+    *,
     force: Annotated[bool, typer.Option("--force", help="Make an image even though nothing changed.")] = False,
     allow_dirty: AllowDirty = False,
     allow_stale: AllowStale = False,
+    cloud: InCloud = None,
     as_json: Json = False,
 ) -> None:
     """Describe, build, verify, sign, publish and rotate one image, and report."""
@@ -176,7 +187,7 @@ def nightly(
     from factory.doctor import require
     from factory.system.clock import now
 
-    here = installation()
+    here = installation(cloud)
     here.logins(image)  # a secret that cannot be read is a fault of the site file, told before anything starts
     require(here)
     with ledger(here) as records:
@@ -213,6 +224,17 @@ def nightly(
         raise typer.Exit(1)
 
 
+def _canary(night: Night) -> str:
+    """How the canaries of a night fared, in a few words."""
+    if night.canaries is None:
+        return "not configured"
+    words = (
+        "green" if one.green else "red, rolled back" if one.rolled_back else "red" for one in night.canaries.canaries
+    )
+    pairs = zip(night.canaries.canaries, words, strict=True)
+    return ", ".join(f"{word} in {one.tenant}" for one, word in pairs)
+
+
 def newest_stage(image: str) -> str:
     """The last finished stage of the image's newest run, or nothing."""
     runs = installation().state.runs_of(image)
@@ -240,6 +262,7 @@ def print_night(night: Night, here: Installation, page: Path | None) -> None:
     if night.verdict is not None and not night.verdict.passed:
         print_checks(night.verdict.failures)
     table(
+        *((("canary", _canary(night)),) if night.rotations else ()),
         ("run", str(night.run.path)),
         ("itself", f"{night.own_cpu_s:.1f} s of processor time outside the programs it called"),
         *((("report", str(page)),) if page else ()),

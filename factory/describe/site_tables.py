@@ -58,6 +58,10 @@ def _tenant_faults(shown: str, read: SiteFile, lines: Mapping[KeyPath, int]) -> 
     tables: list[tuple[KeyPath, TenantTable]] = [(("sandbox",), read.sandbox)] if read.sandbox else []
     tables += [(("target", number, "canary"), one.canary) for number, one in enumerate(read.target) if one.canary]
     common = read.sandbox.model_dump(exclude_none=True) if read.sandbox else {}
+    for number, target in enumerate(read.target):
+        if target.canary and target.cloud == "embedded":
+            where = place(shown, lines, ("target", number, "canary"))
+            yield Fault(place=where, problem="is for the embedded cloud, which starts no servers", cure="remove it")
     for table, one in tables:
         said = {**common, **one.model_dump(exclude_none=True)}
         cloud = said.get("cloud", "")

@@ -87,11 +87,12 @@ def headline(run: RunRecord) -> Headline:
     checks = run.detail.get("verify", {}).get("checks", [])
     failed = sum(1 for one in checks if one["outcome"] == "failed")
     last = run.stages[-1].stage if run.stages else "its start"
+    fallen = [one for one in run.detail.get("canary", {}).get("canaries", []) if not one["green"]]
     titles = {
         "published": f"Published as {run.line}_latest",
         "withheld": "Good, but withheld",
         "unchanged": "Nothing changed",
-        "red": f"Red: {failed} of {len(checks)} checks failed",
+        "red": "Red: the canary did not stand" if fallen else f"Red: {failed} of {len(checks)} checks failed",
         "broken": f"Broken in {last}",
         "running": f"Under way, or cut off after {last}",
     }
@@ -201,6 +202,7 @@ def page(run: RunRecord, previous: RunRecord | None, *, now: datetime, logs: Seq
         sign=run.detail.get("sign", {}),
         publish=run.detail.get("publish", {}),
         rotate=run.detail.get("rotate", {}),
+        canaries=run.detail.get("canary", {}).get("canaries", []),
         hidden=hidden_images(run.detail.get("rotate", {})),
         errors=[line for one in run.stages for line in one.detail.get("error", [])],
         console=next((one.detail["console"] for one in run.stages if one.detail.get("console")), ()),

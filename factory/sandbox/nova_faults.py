@@ -13,10 +13,11 @@ _FORBIDDEN, _TOO_LARGE = 403, 413
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """A sentence and the way out."""
+    """A sentence and the way out; ``of_image`` when it is the image that is at fault, and not the cloud."""
 
     message: str
     hint: str
+    of_image: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,7 @@ def _image(asked: Asked, _said: str) -> Told:
     return Told(
         message=f"'{asked.cloud}' could not make a disk from the image",
         hint="does the image's metadata ask for hardware that this cloud has not? See the host's log with its operator",
+        of_image=True,
     )
 
 

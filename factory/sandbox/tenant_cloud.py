@@ -33,6 +33,10 @@ _MIN_RAM_MIB = 1024
 Say = Callable[[str], None]
 
 
+class ImageRefused(SandboxError):
+    """The cloud started no server because of the image itself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlavorFound:
     """A flavor as the cloud shows it."""
@@ -153,6 +157,17 @@ class TenantCloud:
             raise InputFault(f"'{self.tenant.cloud}' has {how} '{wanted}'", hint="give its id in [sandbox]")
         return str(found[0].id)
 
+    def image_named(self, name: str) -> tuple[str, ...]:
+        """The ids that a name leads to, as openstacksdk and the command line look it up: one, none, or too many."""
+        from openstack.exceptions import DuplicateResource
+
+        with self.telling():
+            try:
+                found = self.connection.image.find_image(name, ignore_missing=True)
+            except DuplicateResource:
+                return tuple(one.id for one in self.connection.image.images(name=name))
+        return () if found is None else (str(found.id),)
+
     # -- what is made ---------------------------------------------------------------------------------------------
 
     def make_key(self, lease: Lease, public: str) -> None:
@@ -227,7 +242,8 @@ class TenantCloud:
             if server.status == "ERROR":
                 said = said_plainly((server.fault or {}).get("message", "nothing"))
                 meaning = told(said, asked=self.asked)
-                raise SandboxError(meaning.message, facts=(("nova said", said),), hint=meaning.hint)
+                kind = ImageRefused if meaning.of_image else SandboxError
+                raise kind(meaning.message, facts=(("nova said", said),), hint=meaning.hint)
             if time.monotonic() - started > self.tenant.timeout_s:
                 state = f"{server.status}, {server.task_state or 'idle'}"
                 meaning = too_slow(self.asked, state=said_plainly(state), seconds=self.tenant.timeout_s)

@@ -16,6 +16,7 @@ LAYERS = (
     {
         "describe",
         "build",
+        "canary",
         "verify",
         "sign",
         "publish",
@@ -29,7 +30,7 @@ LAYERS = (
         "promises",
         "table",
     },
-    {"watch", "pipeline", "rebuild", "doctor", "installation"},
+    {"watch", "canaries", "pipeline", "rebuild", "doctor", "installation"},
     {"cli"},
 )
 MODULES = sorted(ROOT.rglob("*.py"))
