@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from factory.errors import RegionError
-from factory.model import Region, Server
+from factory.model import Region, Server, Site
 from factory.region.certificates import Issued, certificates_in, issue
+from factory.region.config import OWN_PROVIDER
 from factory.system.clock import stamp
 from factory.system.files import remove, write_whole
 
@@ -59,6 +60,16 @@ def embedded_region(folder: Path, *, now: datetime, lifetime_days: int = LIFETIM
             if _lasts(generation, now=now, lifetime_days=lifetime_days):
                 return _region(generation)
         return _region(_make(folder, now=now))
+
+
+def with_embedded_client(site: Site) -> Site:
+    """The site as its images are built: for the embedded region they also say which instance they are, so that every
+    night proves that they do.
+    """
+    client = site.region_client
+    if site.regions or client.metadata_server or client.data_provider != "none":
+        return site
+    return replace(site, region_client=replace(client, data_provider=OWN_PROVIDER))
 
 
 def _sweep(folder: Path) -> None:

@@ -23,8 +23,9 @@ from factory.errors import CommandFailed, RegionError
 from factory.inputs.lock import write_lock
 from factory.inputs.view import RepositoryView
 from factory.model import Region, RegionClient, Server
+from factory.region import metadata_server
 from factory.region.certificates import Issued, issue
-from factory.region.config import items, region_data, registry
+from factory.region.config import OWN_PROVIDER, items, region_data, registry
 from factory.region.online import handshake_problem
 from factory.region.products import products
 from factory.region.registrations import RegisteredSystem, Registrations
@@ -34,6 +35,7 @@ from factory.system.namespaces import NetworkNamespace
 from factory.system.run import last_lines, run, running
 
 _HTTPS, _HTTP = 443, 80
+_METADATA = "metadata-server"
 _STAND_IN_DAYS = 30
 _READY_S = 60.0
 _GRACE_S = 3.0
@@ -60,10 +62,11 @@ class _Part:
     certificate: Path | None = None
     key: Path | None = None
     gunicorn: str = "factory.region.gunicorn_settings"
+    plain_port: int = _HTTP
 
     @property
     def port(self) -> int:
-        return _HTTPS if self.certificate else _HTTP
+        return _HTTPS if self.certificate else self.plain_port
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,6 +81,7 @@ class RegionServices:
     replacement_pems: Mapping[str, str]
     region_proof: str
     region_addresses: tuple[str, ...]
+    metadata_address: str
     update_addresses: tuple[str, ...]
     update_names: Mapping[str, str]
     log_dir: Path
@@ -112,7 +116,7 @@ class RegionServices:
 
     def access_log(self, address: str) -> str:
         """What the server at this address was asked, one request a line."""
-        logs = (self._log(part) for part in self._at(address) if part.port == _HTTPS)
+        logs = (self._log(part) for part in self._at(address) if part.certificate or part.name == _METADATA)
         return "".join(log.read_text(errors="replace") for log in logs if log.exists())
 
     def _at(self, address: str) -> list[_Part]:
@@ -192,7 +196,8 @@ def serve(
         view: what update servers give out.
         product: NAME/VERSION/ARCH that may register; others get 422.
         client: where images keep the PEMs, and whether port 80 must answer.
-        verification: how update servers verify instances (default: not at all).
+        verification: how update servers verify instances (default: where ``client`` names our data provider, that what
+            it prints is an instance of the product; else not at all).
         folders: what update servers give out besides ``view``.
         handshake: also ask the real region servers whose keys are not ours, for ``region_proof``.
 
@@ -203,15 +208,17 @@ def serve(
     client = client or RegionClient()
     workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
     log_dir.mkdir(parents=True, exist_ok=True)
+    metadata = metadata_server.place(client)
     stage = _Stage(Path(tempfile.mkdtemp(prefix="region-", dir=workdir)), now)
     played = [stage.play(region) for region in regions]
-    _add_addresses(namespace, played)
+    _add_addresses(namespace, [*_addresses(played), *([metadata.address] if metadata else [])])
     registrations = Registrations(stage.folder / "registrations.sqlite")
     services = RegionServices(
         namespace=namespace,
         replacement_pems=_replacements(regions, played, client),
         region_proof=region_proof(regions, reached=shake_hands(regions, client) if handshake else ()),
         region_addresses=tuple(address for server in _region_servers(played) for address in server.addresses),
+        metadata_address=metadata.address if metadata else "",
         update_addresses=tuple(address for server in _update_servers(played) for address in server.addresses),
         update_names={address: one.name for one in _update_servers(played) for address in one.addresses},
         log_dir=log_dir,
@@ -220,16 +227,15 @@ def serve(
             view=view,
             product=product,
             https_only=client.https_only,
-            verification=verification or VerificationSettings(),
+            verification=verification or verification_for(client),
             folders=tuple(folders),
+            metadata=metadata,
         ),
         _registrations=registrations,
     )
     try:
-        for address in (*services.region_addresses, *services.update_addresses):
-            for part in services._at(address):  # noqa: SLF001 - same module: all start, then all are waited for
-                if part.name not in services._running:  # noqa: SLF001
-                    services._start(part)  # noqa: SLF001
+        for part in services._parts:  # noqa: SLF001 - same module: all start, then all are waited for
+            services._start(part)  # noqa: SLF001
         services._wait(services._parts)  # noqa: SLF001
         say(
             f"region and update servers answer at {', '.join((*services.region_addresses, *services.update_addresses))}"
@@ -237,6 +243,12 @@ def serve(
         yield services
     finally:
         services.close()
+
+
+def verification_for(client: RegionClient) -> VerificationSettings:
+    """What the sandbox can ask of images with these settings: a signature only a cloud can give."""
+    ours = client.data_provider.split()[:1] == [OWN_PROVIDER]
+    return VerificationSettings(provider="openstack" if ours else "none")
 
 
 def region_proof(regions: Sequence[Region], *, reached: Sequence[str] = ()) -> str:
@@ -276,14 +288,18 @@ def _update_servers(regions: Sequence[Region]) -> tuple[Server, ...]:
     return tuple({server.name: server for region in regions for server in region.update_servers}.values())
 
 
-def _add_addresses(namespace: NetworkNamespace, regions: Sequence[Region]) -> None:
+def _addresses(regions: Sequence[Region]) -> Iterator[str]:
+    for server in (*_region_servers(regions), *_update_servers(regions)):
+        yield from server.addresses
+
+
+def _add_addresses(namespace: NetworkNamespace, addresses: Sequence[str]) -> None:
     shown = run(namespace.inside(["ip", "-json", "address", "show", "dev", "lo"]), timeout_s=20).stdout
     there = {ip_address(found["local"]) for link in json.loads(shown) for found in link.get("addr_info", ())}
-    for server in (*_region_servers(regions), *_update_servers(regions)):
-        for address in server.addresses:
-            if ip_address(address) not in there:
-                namespace.add_address(address)
-                there.add(ip_address(address))
+    for address in addresses:
+        if ip_address(address) not in there:
+            namespace.add_address(address)
+            there.add(ip_address(address))
 
 
 def _replacements(regions: Sequence[Region], played: Sequence[Region], client: RegionClient) -> Mapping[str, str]:
@@ -357,6 +373,7 @@ class _Stage:
         https_only: bool,
         verification: VerificationSettings,
         folders: tuple[FolderRepository, ...],
+        metadata: metadata_server.Place | None,
     ) -> tuple[_Part, ...]:
         """The processes to run, with the files they read written."""
         data = self.folder / "regionData.cfg"
@@ -388,7 +405,19 @@ class _Stage:
             found.append(self._update_part(server, settings, certificate=server.certificate, key=server.key))
             if not https_only:
                 found.append(self._update_part(server, replace(settings, plain=True), certificate=None, key=None))
+        if metadata:
+            found.append(self._metadata_part(metadata, _update_servers(regions)))
         return tuple(found)
+
+    def _metadata_part(self, place: metadata_server.Place, servers: Sequence[Server]) -> _Part:
+        path = self.folder / f"{_METADATA}.json"
+        path.write_text(metadata_server.settings(place.path, servers))
+        return _Part(
+            name=_METADATA,
+            addresses=(place.address,),
+            app=f"factory.region.metadata_server:create_app({str(path)!r})",
+            plain_port=place.port,
+        )
 
     def _update_part(
         self, server: Server, settings: UpdateSettings, *, certificate: Path | None, key: Path | None
