@@ -160,12 +160,12 @@ def test_the_configuration_and_the_client_are_two_packages(config: Payload, gues
         PEM,
         "usr/lib/regionService/certs/198.51.100.10.pem",
         "usr/lib/image-factory/openstackregion.py",
+        "usr/lib/image-factory/instance-data",
     }
     assert config.keep == (CLIENT_CONFIG,)
     assert {file.path for file in guest.files} == {
         "usr/sbin/guestregister",
         "usr/lib/systemd/system/guestregister.service",
-        "usr/lib/image-factory/instance-data",
     }
     assert not any(
         "multi-user.target.wants" in file.path or file.path == "etc/guestregister.conf" for file in guest.files
@@ -229,7 +229,10 @@ def test_the_deb_is_one_that_dpkg_likes(config: Payload, guest: Payload, tmp_pat
     subprocess.run(["md5sum", "--check", "--quiet", "DEBIAN/md5sums"], cwd=tmp_path / "out", check=True)
     listing = output("dpkg-deb", "--contents", deb)
     assert all(line.split()[1] == "root/root" for line in listing.splitlines())
-    assert {line.split()[0] for line in listing.splitlines()} == {"drwxr-xr-x", "-rw-r--r--"}
+    assert {line.split()[0] for line in listing.splitlines()} == {"drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x"}
+    programs = [line.split()[5] for line in listing.splitlines() if line.startswith("-rwx")]
+    assert programs == ["./usr/lib/image-factory/instance-data"]
+    assert output("dpkg-deb", "--field", deb, "Replaces").strip() == "acme-guestregister"
     depends = output("dpkg-deb", "--field", build_deb(guest, "1.0", tmp_path), "Depends")
     assert depends.strip() == "acme-region-config, python3 (>= 3.6), ca-certificates"
 

@@ -22,6 +22,7 @@ from factory.region.certificates import certificates_in
 from factory.region.config import (
     CLIENT_CONFIG,
     GUEST_CONFIG,
+    GUEST_PROVIDER,
     GUEST_WANTED,
     GuestFile,
     client_config,
@@ -30,7 +31,6 @@ from factory.region.config import (
 
 PLUGIN = "openstackregion.py"
 _PLUGIN_PATH = f"usr/lib/image-factory/{PLUGIN}"
-_DATA_PROVIDER = "usr/lib/image-factory/instance-data"
 PLUGIN_FOLDERS = tuple(f"usr/lib/python3.{minor}/site-packages/cloudregister" for minor in (6, 11, 13))
 """Where SUSE's client looks for plugins: the Python of SLE 15, of its Python module, and of SLES 16."""
 LOGROTATE = "etc/logrotate.d/cloudregionsrvclient"
@@ -61,6 +61,7 @@ class Payload:
     rpm_provides: tuple[str, ...] = ()
     rpm_conflicts: tuple[str, ...] = ()
     deb_depends: tuple[str, ...] = ()
+    deb_replaces: tuple[str, ...] = ()
     rpm_requires: tuple[str, ...] = ()
     unit: str = ""
     owned: tuple[str, ...] = field(default=())
@@ -94,7 +95,7 @@ def payloads(regions: Sequence[Region], client: RegionClient) -> tuple[Payload, 
     shared = [file for file in guest_files(regions, client, Registration(), ()) if not is_per_image(file)]
     known = {file.path for file in shared}
     guest = resources("factory.region") / "guest"
-    for path, mode in ((_PLUGIN_PATH, 0o644), (_DATA_PROVIDER, 0o755)):
+    for path, mode in ((_PLUGIN_PATH, 0o644), (GUEST_PROVIDER, 0o755)):
         if path not in known:
             shared.append(GuestFile(path=path, content=(guest / path.rpartition("/")[2]).read_bytes(), mode=mode))
     faults = tuple(_faults(shared, client.provider))
@@ -127,8 +128,9 @@ def _faults(shared: Sequence[GuestFile], provider: str) -> Iterator[Fault]:
 
 
 def _is_configuration(file: GuestFile, client: RegionClient) -> bool:
+    """The hint plugin and the data provider are what the configuration names, and SUSE's client runs them too."""
     location = client.cert_location.strip("/")
-    return file.path == CLIENT_CONFIG or file.path.startswith(f"{location}/") or file.path.endswith(f"/{PLUGIN}")
+    return file.path in {CLIENT_CONFIG, GUEST_PROVIDER, _PLUGIN_PATH} or file.path.startswith(f"{location}/")
 
 
 def _configuration(files: tuple[GuestFile, ...], regions: Sequence[Region], client: RegionClient) -> Payload:
@@ -148,6 +150,7 @@ def _configuration(files: tuple[GuestFile, ...], regions: Sequence[Region], clie
         files=files,
         keep=tuple(file.path for file in files if file.path == CLIENT_CONFIG),
         rpm_files=(config, *links, GuestFile(path=LOGROTATE, content=_LOGROTATE_TEXT)),
+        deb_replaces=(f"{client.provider}-guestregister",),  # the data provider was there before
         rpm_provides=("cloud-regionsrv-client-config", "regionsrv-certs"),
         rpm_conflicts=("otherproviders(cloud-regionsrv-client-config)",),
         owned=(*_own_folders(client.cert_location.strip("/")), "usr/lib/image-factory"),

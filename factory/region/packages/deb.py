@@ -102,6 +102,7 @@ def control_text(payload: Payload, version: str) -> str:
         "Maintainer": MAINTAINER,
         "Installed-Size": str(max(1, -(-size // 1024))),
         "Depends": ", ".join(payload.deb_depends),
+        "Replaces": ", ".join(payload.deb_replaces),
         "Section": "admin",
         "Priority": "optional",
         CONTENT_FIELD: payload.content_sha256,
