@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+COMPUTE := .venv-compute
 STATE  ?= $(CURDIR)/state
 IMAGE  ?= debian13
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -32,6 +33,11 @@ $(VENV)/.installed: $(VENV)/.packages locks/requirements.txt pyproject.toml
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# the compute services of testsuite/cloud, apart from the factory's own environment
+$(COMPUTE)/installed: $(VENV)/.packages-of-tests $(VENV)/.installed locks/compute.txt
+	@$(BIN)/python -m testsuite.cloud install
+	@touch $@
+
 nightly: setup
 	$(ROOT) $(BIN)/factory --state $(STATE) nightly $(IMAGE) --allow-dirty $(ARGS)
 
@@ -47,10 +53,10 @@ types:
 unit:
 	$(BIN)/pytest -q -n auto --dist loadfile testsuite/unit
 
-test: setup-tests
+test: setup-tests $(COMPUTE)/installed
 	$(ROOT) $(BIN)/python testsuite/groups.py $(ARGS)
 
-test-long: setup-tests
+test-long: setup-tests $(COMPUTE)/installed
 	$(ROOT) $(BIN)/pytest -m slow testsuite/unit testsuite/integration testsuite/mutants
 
 benchmarks: setup-tests
@@ -62,7 +68,9 @@ docs: setup
 lock:
 	$(BIN)/uv pip compile pyproject.toml --extra cloud --extra dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file locks/requirements.txt
+	$(BIN)/uv pip compile testsuite/cloud/requirements.in --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet --upgrade --output-file locks/compute.txt
 
 clean:
 	-$(BIN)/factory --state $(STATE) cloud down
-	rm -rf $(VENV) state build dist
+	rm -rf $(VENV) $(COMPUTE) state build dist

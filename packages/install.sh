@@ -22,4 +22,4 @@ if [ ! -e "$policy" ]; then
 fi
 ${SUDO:-} apt-get -qq update
 # shellcheck disable=SC2086
-${SUDO:-} env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $missing >/dev/null
+${SUDO:-} env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=600 --no-install-recommends install $missing >/dev/null

@@ -27,12 +27,23 @@ from factory.system.clock import now
 from factory.system.state import Run, State
 
 if TYPE_CHECKING:
+    from testsuite.cloud import ComputeCloud
     from testsuite.mutants.base import Base
 
 PROJECT = Path(__file__).parents[1]
 FACTORY = Path(sys.executable).parent / "factory"
 SUITE = PROJECT / "testsuite" / "acceptance"
 NIGHT_TIMEOUT_S = 1800
+CLOUD_PROGRAMS = (
+    "mariadbd",
+    "libvirtd",
+    "virsh",
+    "rabbitmq-server",
+    "genisoimage",
+    "qemu-system-x86_64",
+    "qemu-img",
+    "nft",
+)
 
 settings.register_profile("factory", deadline=None)  # a busy host is no fault of the code
 settings.load_profile("factory")
@@ -75,6 +86,11 @@ def missing(need: str) -> str:
         if os.geteuid() != 0:
             return "not root"
         absent = [name for name in ("qemu-system-x86_64", "qemu-img", "gpg") if shutil.which(name) is None]
+        return f"{', '.join(absent)} not installed" if absent else ""
+    if need == "needs_nova":
+        if os.geteuid() != 0:
+            return "not root"
+        absent = [name for name in CLOUD_PROGRAMS if shutil.which(name) is None]
         return f"{', '.join(absent)} not installed" if absent else ""
     if need == "needs_mirror":
         from factory.describe import build_sources
@@ -157,6 +173,23 @@ def healthy_guest(
     say = pytestconfig.stash[_PROGRESS].say
     with healthy_base(artifact, state=shared_state, suite=SUITE, folder=folder, say=say, now=now()) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def compute_cloud(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[ComputeCloud]:
+    """A whole OpenStack with Nova on this host, brought up once: about two minutes.
+
+    At a desk, FACTORY_TEST_CLOUD names the folder of one that 'python -m testsuite.cloud up' holds.
+    """
+    from testsuite import cloud
+
+    if kept := os.environ.get("FACTORY_TEST_CLOUD"):
+        yield cloud.attached(Path(kept))
+        return
+    folder = tmp_path_factory.mktemp("compute-cloud")
+    with cloud.compute_cloud(folder, say=pytestconfig.stash[_PROGRESS].say) as found:
+        yield found
+    assert not cloud.left_of(found)
 
 
 class Progress:

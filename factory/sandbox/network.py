@@ -92,14 +92,14 @@ def is_address(text: str) -> bool:
     return True
 
 
-def resolver_arguments(names: Mapping[str, tuple[str, ...]]) -> list[str]:
+def resolver_arguments(names: Mapping[str, tuple[str, ...]], *, address: str = "127.0.0.1") -> list[str]:
     """Dnsmasq's command line: these names, and for every other "no such name"; pure.
 
     It stays root inside the namespace: a change of user would clear the signal that ends it when we die.
     """
     records = [f"--host-record={name},{','.join(given)}" for name, given in sorted(names.items())]
     quiet = ["--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--no-poll", "--pid-file=", "--user=root"]
-    listening = ["--listen-address=127.0.0.1", "--bind-interfaces", "--cache-size=0", "--local=/#/"]
+    listening = [f"--listen-address={address}", "--bind-interfaces", "--cache-size=0", "--local=/#/"]
     return ["dnsmasq", "--no-daemon", *quiet, *listening, "--log-queries", "--log-facility=-", *records]
 
 
@@ -130,27 +130,68 @@ def sandbox_network(
     Raises:
         SandboxError: a server did not start.
     """
-    workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
     decided = plan(regions, ntp_servers=ntp_servers, names=names)
+    with contextlib.ExitStack() as stack:
+        namespace = stack.enter_context(network_namespace(decided.addresses))
+        yield _answer(stack, namespace, decided, workdir=workdir, say=say, services=services)
+
+
+@contextlib.contextmanager
+def answering(
+    namespace: NetworkNamespace,
+    regions: Sequence[Region],
+    *,
+    resolver: str,
+    workdir: Path,
+    say: Callable[[str], None],
+    services: Callable[[NetworkNamespace], contextlib.AbstractContextManager[Services]],
+    ntp_servers: Sequence[str] = (),
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> Iterator[SandboxNetwork[Services]]:
+    """The same in a namespace that is there already, such as the gateway of a cloud's guests; addresses go afterwards.
+
+    Args:
+        resolver: the address of that namespace which guests were told to ask for names.
+
+    Raises:
+        SandboxError: a server did not start.
+    """
+    decided = plan(regions, ntp_servers=ntp_servers, names=names)
+    with contextlib.ExitStack() as stack:
+        for address in decided.addresses:
+            namespace.add_address(address)
+            stack.callback(namespace.drop_address, address)
+        yield _answer(stack, namespace, decided, workdir=workdir, say=say, services=services, resolver=resolver)
+
+
+def _answer(
+    stack: contextlib.ExitStack,
+    namespace: NetworkNamespace,
+    decided: Plan,
+    *,
+    workdir: Path,
+    say: Callable[[str], None],
+    services: Callable[[NetworkNamespace], contextlib.AbstractContextManager[Services]],
+    resolver: str = "127.0.0.1",
+) -> SandboxNetwork[Services]:
+    workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
     dns_log, ntp_log = workdir / "dns.log", workdir / "ntp.log"
     configuration, pid_file = workdir / "chrony.conf", workdir / "chronyd.pid"
     for path in (dns_log, ntp_log, pid_file):
         remove(path)
     write_whole(configuration, time_server_configuration(pid_file))
-    with contextlib.ExitStack() as stack:
-        namespace = stack.enter_context(network_namespace(decided.addresses))
-        _start(stack, namespace, resolver_arguments(decided.names), log=dns_log, when="started, version")
-        time_server = ["chronyd", "-x", "-d", "-u", "root", "-f", str(configuration)]
-        _start(stack, namespace, time_server, log=ntp_log, when="chronyd version")
-        say(f"the sandbox answers at {len(decided.addresses)} addresses and {len(decided.names)} names")
-        yield SandboxNetwork(
-            namespace=namespace,
-            services=stack.enter_context(services(namespace)),
-            names=decided.names,
-            addresses=decided.addresses,
-            dns_log=dns_log,
-            ntp_log=ntp_log,
-        )
+    _start(stack, namespace, resolver_arguments(decided.names, address=resolver), log=dns_log, when="started, version")
+    time_server = ["chronyd", "-x", "-d", "-u", "root", "-f", str(configuration)]
+    _start(stack, namespace, time_server, log=ntp_log, when="chronyd version")
+    say(f"the sandbox answers at {len(decided.addresses)} addresses and {len(decided.names)} names")
+    return SandboxNetwork(
+        namespace=namespace,
+        services=stack.enter_context(services(namespace)),
+        names=decided.names,
+        addresses=decided.addresses,
+        dns_log=dns_log,
+        ntp_log=ntp_log,
+    )
 
 
 def _start(
