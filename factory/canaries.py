@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 from factory.canary import STAGE, boot_by_name
 from factory.errors import StoreError
@@ -52,43 +53,43 @@ def judge_all(
     for number, release in enumerate(publication.releases):
         if (tenant := canary_of(release, here.site)) is None:
             continue
+        kept, folder = f"{STAGE}-{number}", run.path / STAGE
+        boot = partial(boot_by_name, release, tenant, workdir=folder, console_log=run.log(kept), say=say)
         with open_store(release.target, state=here.state, say=say) as store:
-            kept = f"{STAGE}-{number}"
-            one = _judge(release, tenant, store, run=run, kept=kept, now=now, say=say)
-            if not one.green and not one.rolled_back and not one.note:
-                one = _take_back(one, store, now=now(), say=say)
-                images += store.list_line(one.line)
+            one = settle(release, store=store, run=run, kept=kept, boot=partial(boot, now=now()), now=now(), say=say)
+            images += store.list_line(one.line) if one.rolled_back else ()
             found.append(one)
     return Canaries(canaries=tuple(found)), images
 
 
-def _judge(release: Release, tenant: Tenant, store: ImageStore, *, run: Run, kept: str, now: Clock, say: Say) -> Canary:
-    """Judge one release, unless that was done before a crash, or it is not the latest any more."""
+def settle(
+    release: Release, *, store: ImageStore, run: Run, kept: str, boot: Callable[[], Canary], now: datetime, say: Say
+) -> Canary:
+    """Judge one release by ``boot``, unless that was done before a crash, and take it back when it is red.
+
+    An image that is not the latest is let alone: it was withdrawn, by us before a crash or by hand, or replaced.
+    """
     line = release.bundle.artifact.recipe.description.line
     known = run.read(kept, Canary) if run.has(kept) else None
-    reconcile(line, store=store, now=now(), say=say)
+    reconcile(line, store=store, now=now, say=say)
     image = store.get(release.image_id)
     if image is None or image.role != Role.LATEST:
-        return _gone(release, tenant, known, image, now=now())
+        return _gone(release, known, image, now=now)
     if known is None:
-        log = run.log(kept)
-        known = boot_by_name(release, tenant, workdir=run.path / STAGE, console_log=log, say=say, now=now())
+        known = boot()
         run.write(kept, known)
     for fault in known.faults:
         say(f"ALARM: {line}: {fault}")
-    return known
+    return known if known.green else _take_back(known, store, now=now, say=say)
 
 
-def _gone(
-    release: Release, tenant: Tenant, known: Canary | None, image: StoredImage | None, *, now: datetime
-) -> Canary:
-    """The canary of an image that is not the latest: withdrawn, by us before a crash or by hand, or replaced."""
+def _gone(release: Release, known: Canary | None, image: StoredImage | None, *, now: datetime) -> Canary:
     withdrawn = image is None or image.role == Role.WITHDRAWN
     found = known or Canary(
         target=release.target,
         line=release.bundle.artifact.recipe.description.line,
         image_id=release.image_id,
-        tenant=tenant.cloud,
+        tenant=release.target.canary.cloud if release.target.canary else "",
         faults=(f"image {release.image_id} was withdrawn before its canary",) if withdrawn else (),
         boot_s=0.0,
         judged_at=now,
