@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -30,7 +30,7 @@ from factory.region.online import handshake_problem
 from factory.region.products import products
 from factory.region.registrations import RegisteredSystem, Registrations
 from factory.region.repositories import FolderRepository
-from factory.region.update_settings import RecordedInputs, UpdateSettings, VerificationSettings
+from factory.region.update_settings import RecordedInputs, UpdateSettings, VerificationSettings, read_settings
 from factory.system.namespaces import NetworkNamespace
 from factory.system.run import last_lines, run, running
 
@@ -63,6 +63,7 @@ class _Part:
     key: Path | None = None
     gunicorn: str = "factory.region.gunicorn_settings"
     plain_port: int = _HTTP
+    settings: Path | None = None
 
     @property
     def port(self) -> int:
@@ -105,6 +106,32 @@ class RegionServices:
         for part in self._at(address):
             if stack := self._running.pop(part.name, None):
                 stack.close()
+
+    @contextlib.contextmanager
+    def with_settings(
+        self, *, verification: VerificationSettings, folders: Sequence[FolderRepository] = ()
+    ) -> Iterator[None]:
+        """Let update servers verify otherwise, and give out other folders, for the length of the block."""
+        changed = {part.name: part.settings for part in self._parts if part.settings and part.name in self._running}
+        before = {name: path.read_bytes() for name, path in changed.items()}
+        try:
+            for name, path in changed.items():
+                self._running.pop(name).close()
+                replace(read_settings(path), verification=verification, folders=tuple(folders)).write(path)
+            self._start_again(changed)
+            yield
+        finally:
+            for name, path in changed.items():
+                if stack := self._running.pop(name, None):
+                    stack.close()
+                path.write_bytes(before[name])
+            self._start_again(changed)
+
+    def _start_again(self, names: Container[str]) -> None:
+        chosen = [part for part in self._parts if part.name in names]
+        for part in chosen:
+            self._start(part)
+        self._wait(chosen)
 
     def registrations(self) -> tuple[RegisteredSystem, ...]:
         """Who is registered, oldest first."""
@@ -427,6 +454,7 @@ class _Stage:
         settings.write(path)
         return _Part(
             name=name,
+            settings=path,
             addresses=server.addresses,
             app=f"factory.region.update:create_app({str(path)!r})",
             gunicorn="factory.region.update_gunicorn",

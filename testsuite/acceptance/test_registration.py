@@ -61,7 +61,7 @@ def _names(facts):
 
 def test_the_guest_knows_exactly_our_region_servers(config, facts):
     """The client's configuration names exactly the site's region servers."""
-    found = [name.strip() for name in config["server"]["regionsrv"].split(",")]
+    found = [name.strip() for name in config["server"]["regionsrv"].split(",") if name.strip()]
     assert sorted(found) == sorted(_names(facts)), f"the guest would register elsewhere: it asks {found}"
 
 
@@ -86,7 +86,7 @@ def test_each_region_server_has_its_certificate(guest, facts):
     folder = facts.region.client.cert_location
     # where the sandbox put stand-ins, the image's own certificates were kept aside
     lines = guest.root(
-        f"cd {folder} && for file in *; do kept=/var/lib/factory-acceptance/$file;"
+        f"cd {folder} 2>/dev/null || exit 0; for file in $(ls); do kept=/var/lib/factory-acceptance/$file;"
         ' test -e "$kept" || kept=$file; echo "$file $(base64 -w0 <"$kept")"; done'
     ).splitlines()
     found = {
@@ -113,7 +113,9 @@ def _fingerprint(pem):
 
 def test_the_certificates_are_writable_by_root_only(guest, facts):
     """Nobody but root can change the region configuration or the certificates."""
-    names = f"/etc/regionserverclnt.cfg {facts.region.client.cert_location} {facts.region.client.cert_location}/*"
+    names = "/etc/regionserverclnt.cfg"
+    if facts.region.servers:  # a metadata server may stand for all of them
+        names += f" {facts.region.client.cert_location} {facts.region.client.cert_location}/*"
     wrong = [line for line in guest.root(f"stat -c '%a %U %n' {names}").splitlines() if not _root_only(line)]
     assert not wrong, f"others than root may change where the guest registers: {wrong}"
 

@@ -20,6 +20,8 @@ from factory.errors import FactoryError, InputFault
 from factory.model import Region, RegionClient, Registration
 from factory.region.certificates import issue
 from factory.region.config import client_config, for_image
+from factory.region.embedded import with_embedded_client
+from factory.region.services import verification_for
 from testsuite.fakes.regions import make_region, make_suse_root, write_site
 
 PROJECT = Path(__file__).parents[2]
@@ -142,6 +144,15 @@ def test_a_metadata_server_replaces_region_servers_but_no_update_server(tmp_path
     with pytest.raises(InputFault) as caught:
         load_site(path)
     assert [fault.place for fault in caught.value.faults] == ["site.toml:2 region_client.metadata_server"]
+
+
+def test_images_of_the_embedded_region_say_which_instance_they_are(tmp_path: Path, region: Region) -> None:
+    embedded = with_embedded_client(load_site(None))
+    assert "dataProvider = /usr/lib/image-factory/instance-data\n" in client_config((region,), embedded.region_client)
+    assert verification_for(embedded.region_client).provider == "openstack"
+    ours = load_site(write_site(tmp_path / "site.toml", region))
+    assert with_embedded_client(ours) == ours
+    assert verification_for(ours.region_client).provider == "none"
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
