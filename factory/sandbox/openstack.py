@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from factory.errors import GuestStopped, InputFault, SandboxError, StoreError
+from factory.errors import GuestStopped, InputFault, SandboxError
 from factory.model import Tenant
 from factory.sandbox.connection import Login
 from factory.sandbox.console import FINISHED, Console
@@ -111,21 +111,17 @@ class Session:
         """
         image_id = str(uuid.uuid4())
         self.say(f"uploading a private copy to '{self.tenant.cloud}' ({path.stat().st_size / 1e6:.0f} MB)")
-        try:
-            self.cloud.images.create(
-                image_id,
-                {
-                    "name": self.lease.name,
-                    "visibility": "private",
-                    "min_disk": min_disk_gib,
-                    KEY: self.lease.name,
-                    **properties,
-                },
-            )
+        said = {
+            "name": self.lease.name,
+            "visibility": "private",
+            "min_disk": min_disk_gib,
+            KEY: self.lease.name,
+            **properties,
+        }
+        with self.cloud.of_images():
+            self.cloud.images.create(image_id, said)
             self.cloud.images.upload(image_id, path)
             expect_same(self.cloud, image_id, path, sha512=digests(path).sha512)
-        except StoreError as refused:
-            raise SandboxError(refused.message, facts=refused.facts, hint=refused.hint) from refused.__cause__
         return image_id
 
     @contextlib.contextmanager
@@ -227,7 +223,7 @@ def _give_back(cloud: TenantCloud, lease: Lease, say: Say) -> None:
     """Delete all that a lease made; a cloud that does not answer now is swept when it is used next."""
     try:
         things = [one for one in cloud.leased() if one.name == lease.name and one.tag in {None, lease.name}]
-    except (SandboxError, StoreError) as away:
+    except SandboxError as away:
         say(f"what is left in '{cloud.tenant.cloud}' could not be looked up: {away.message}")
         return
     for thing in things:

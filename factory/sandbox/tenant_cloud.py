@@ -122,9 +122,18 @@ class TenantCloud:
                 hint="check its address and credentials in clouds.yaml",
             ) from None
 
+    @contextlib.contextmanager
+    def of_images(self) -> Iterator[None]:
+        """Trouble with images as trouble of the sandbox."""
+        try:
+            yield
+        except StoreError as refused:
+            raise SandboxError(refused.message, facts=refused.facts, hint=refused.hint) from refused.__cause__
+
     def expect_compute(self) -> None:
-        """Raise InputFault if this cloud starts no servers."""
-        with self.telling():
+        """Raise InputFault if this cloud starts no servers, SandboxError if it gives no access at all."""
+        with self.of_images(), self.telling():
+            self.images.project_id  # noqa: B018 - a cloud that is away is not one without compute
             there = self.connection.has_service("compute")
         if not there:
             raise InputFault(
@@ -296,8 +305,9 @@ class TenantCloud:
             found += self._described("network", network.networks)
             found += self._described("security group", network.security_groups)
             found += [Leased(kind="key pair", id=one.name, name=one.name) for one in compute.keypairs()]
-        for image in self.images.list_all():
-            found.append(Leased(kind="image", id=image.id, name=image.name, tag=image.properties.get(KEY, "")))
+        with self.of_images():
+            for image in self.images.list_all():
+                found.append(Leased(kind="image", id=image.id, name=image.name, tag=image.properties.get(KEY, "")))
         return tuple(one for one in found if parse(one.name) is not None)
 
     def _described(self, kind: str, listed: Callable[[], Any], *, name: str = "name") -> list[Leased]:
@@ -347,10 +357,8 @@ class TenantCloud:
         network.delete_router(router_id)
 
     def _delete_image(self, image_id: str) -> None:
-        try:
+        with self.of_images():
             self.images.delete(image_id)
-        except StoreError as refused:
-            raise SandboxError(refused.message, facts=refused.facts, hint=refused.hint) from None
 
 
 def said_plainly(text: str) -> str:
