@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from datetime import datetime
 
-from factory.errors import Fault, InputFault, StoreError
+from factory.errors import Fault, InputFault, LineHeld, StoreError
 from factory.model import Artifact, Bundle, Release, Role, StoredImage, Target
+from factory.store.holding import refuse_if_held
 from factory.store.line import LEASE_S, claim_id, free_dated_name
 from factory.store.metadata import (
     GIB,
@@ -29,7 +30,7 @@ from factory.store.metadata import (
 from factory.store.platform_signature import signature_properties
 from factory.store.properties import SIGNATURE, faults, name_faults, reserved, unknown
 from factory.store.protocol import IdTaken, ImageStore, NotWanted, Say
-from factory.store.recovery import foreign, recover, refuse_if_held
+from factory.store.recovery import foreign, recover
 from factory.system.files import expect_digest
 
 _CLAIMS = 16
@@ -54,13 +55,15 @@ def publish(
     artifact, line = bundle.artifact, bundle.artifact.recipe.description.line
     expect_digest(artifact.path, artifact.sha256)
     _check(bundle, target, say)
-    images = recover(store, line, now=now, say=say, lease_s=lease_s, keep=artifact.sha512).images
+    images = recover(store, line, now=now, say=say, lease_s=lease_s, keep=(artifact.sha512,)).images
     for image in foreign(store, line):
         say(f"ALARM: '{image.name}' is also the name of {image.id}, owned by {image.owner}; it is left alone")
     _only_generic(bundle, store, target, images, say)
     present = _present(images, artifact)
     if present is not None and (present.role != Role.CANDIDATE or present.tested):
         say(f"{line}: this build is image {present.id} already ({present.role})")
+        if present.role == Role.CANDIDATE:
+            present = _renewed(store, present)
         return _release(bundle, target, present, at=present.updated_at, upload_s=0.0)
     resumed = _resumable(store, present, artifact, say) if present is not None else None
     image = resumed or _claim(bundle, store, target, images, now=now, say=say, lease_s=lease_s)
@@ -156,11 +159,16 @@ def _resumable(store: ImageStore, image: StoredImage, artifact: Artifact, say: S
         current = store.get(image.id)
     if current is not None and (current.status == "queued" or _same_bytes(current, artifact)):
         say(f"going on with candidate {current.id} ({current.status})")
-        return current
+        return _renewed(store, current)
     if current is not None:
         say(f"deleting candidate {current.id}, which a cut-off upload left {current.status}")
         store.delete(current.id)
     return None
+
+
+def _renewed(store: ImageStore, image: StoredImage) -> StoredImage:
+    """The candidate, as one that we work on now: its lease may have ended since."""
+    return store.patch(image.id, {"imgfactory_holder": store.holder})
 
 
 def _same_bytes(image: StoredImage, artifact: Artifact) -> bool:
@@ -208,8 +216,9 @@ def _claim(
                 if _is_claim(holder, claim):  # our own, whose answer was lost
                     return holder
                 refuse_if_held([holder], line=line, now=now, lease_s=lease_s, holder=store.holder)
-                raise StoreError(
-                    f"generation {generation} of '{line}' appeared while it was being claimed", hint="run this again"
+                raise LineHeld(
+                    f"another factory has published generation {generation} of '{line}' just now",
+                    hint="nothing was changed; run this again",
                 ) from None
             say(f"ALARM: the id of generation {generation} is burnt or somebody else's; trying the next")
     raise StoreError(

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
-from factory.errors import StoreError
+from factory.errors import LineHeld, StoreError
 from factory.model import Role, Step, StoredImage
+from factory.store.holding import holding, refuse_if_held
 from factory.store.line import BLOCKED, healthy, latest_name
 from factory.store.protocol import ImageStore, Say
 
@@ -70,11 +71,24 @@ def sweep(
     An image that cannot be deleted now (in use by a copy-on-write backend, say) is left, said, and tried again by the
     next sweep. Each image is read again right before its first request: somebody may have promised it longer.
     """
-    planned = plan_sweep(store.list_line(line), line=line, now=now, grace_days=grace_days)
+    images = store.list_line(line)
+    planned = plan_sweep(images, line=line, now=now, grace_days=grace_days)
     for image_id, why in planned.left:
         say(f"{line}: image {image_id} stays: {why}")
-    if dry_run:
+    if dry_run or not planned.steps:
         return planned
+    try:
+        with holding(store, line, images) as lock:
+            images = store.list_line(line)
+            refuse_if_held(images, line=line, now=now, holder=store.holder)
+            again = plan_sweep([one for one in images if one.id != lock], line=line, now=now, grace_days=grace_days)
+            return _carried_out(again, store, line=line, now=now, say=say, grace_days=grace_days)
+    except LineHeld as held:
+        say(f"{line}: old images stay for now: {held.message}")
+        return Swept(left=tuple((step.image_id, held.message) for step in planned.steps))
+
+
+def _carried_out(planned: Swept, store: ImageStore, *, line: str, now: datetime, say: Say, grace_days: int) -> Swept:
     done, left = [], list(planned.left)
     for step in planned.steps:
         try:

@@ -16,6 +16,7 @@ from datetime import datetime
 
 from factory.errors import InputFault, LineHeld, StoreError
 from factory.model import Release, Role, Rotation, RotationPlan, Step, StoredImage, Target
+from factory.store.holding import holding, refuse_if_held
 from factory.store.line import (
     BLOCKED,
     HIDDEN,
@@ -32,7 +33,7 @@ from factory.store.line import (
 from factory.store.metadata import differs, wire
 from factory.store.properties import SIGNATURE
 from factory.store.protocol import ImageStore, Say
-from factory.store.recovery import foresee, recover, refuse_if_held
+from factory.store.recovery import Recovered, foresee, recover
 
 POLICIES = ("shadow", "overlap")
 GAP_ALARM_S = 2.0
@@ -47,7 +48,8 @@ def rotate(release: Release, *, store: ImageStore, now: datetime, say: Say, leas
         StoreError: the store is away, or the release is not fit.
     """
     line = release.bundle.artifact.recipe.description.line
-    images = recover(store, line, now=now, say=say, lease_s=lease_s, keep=release.image_id).images
+    held = (release.image_id,)
+    images = recover(store, line, now=now, say=say, lease_s=lease_s, keep=held, shown=True).images
     planned = plan(images, release.image_id, line=line, policy=release.target.policy)
     done = apply(planned, store, target=release.target, now=now, say=say)
     return replace(done, differs=_as_meant(release, done, store, say))
@@ -208,13 +210,45 @@ def rollback(
     Args:
         deactivate: the withdrawn image is dangerous, not only broken: nobody may start it any more, by its id either.
     """
-    images = recover(store, line, now=now, say=say).images
-    planned = plan_rollback(images, line=line, block=deactivate)
-    done = apply(planned, store, target=target, now=now, say=say)
+    found = recover(store, line, now=now, say=say)
+    withdrawn = _just_withdrawn(found)
+    if withdrawn:
+        done = _done_already(found, withdrawn, line=line, target=target, now=now)
+        say(f"{line}: the recovery has withdrawn image {withdrawn}; going back once is what was asked for")
+    else:
+        plan_rollback(found.images, line=line, block=deactivate)  # what cannot be is told before anything is written
+        with holding(store, line, found.images) as lock:
+            images = recover(store, line, now=now, say=say, keep=(lock,), shown=True).images
+            planned = plan_rollback(images, line=line, block=deactivate)
+            done = apply(planned, store, target=target, now=now, say=say)
     if deactivate and done.archived:
         store.deactivate(done.archived)
         say(f"{line}: nobody can start image {done.archived} any more")
     return done
+
+
+def _just_withdrawn(found: Recovered) -> str | None:
+    """The image that a recovery withdrew: the end of a rollback that was killed, or a latest that was deactivated."""
+    for repair in found.repairs:
+        if repair.change and repair.change.get("imgfactory_role") == Role.WITHDRAWN:
+            return repair.image_id
+    return None
+
+
+def _done_already(found: Recovered, withdrawn: str, *, line: str, target: Target, now: datetime) -> Rotation:
+    latest, prev = _only(found.images, latest_name(line)), _only(found.images, prev_name(line))
+    if latest is None:
+        raise StoreError(f"'{line}' has no image left to go back to", hint="publish a fixed image")
+    return Rotation(
+        target=target,
+        line=line,
+        latest=latest.id,
+        prev=prev.id if prev else None,
+        archived=withdrawn,
+        steps=(),
+        gap_s=0.0,
+        rotated_at=now,
+    )
 
 
 def reconcile(

@@ -97,6 +97,13 @@ def as_withdrawn(image: StoredImage) -> Change:
     }
 
 
+def as_unfit(image: StoredImage) -> Change:
+    """Out of everybody's sight: withdrawn when it is blocked, else in the archive."""
+    if image.status != "active":
+        return as_withdrawn(image)
+    return {**as_archive(image), **HIDDEN, "os_purpose": aged_purpose(image)}
+
+
 def changed(image: StoredImage, change: Change) -> StoredImage:
     """The image as a PATCH with this content leaves it."""
     fields: dict[str, Any] = {_FIELD_OF[key]: value for key, value in change.items() if key in _FIELD_OF}
@@ -122,8 +129,17 @@ def ours(image: StoredImage, *, now: datetime, lease_s: float, holder: str) -> b
 
 
 def held(images: Sequence[StoredImage], *, now: datetime, lease_s: float, holder: str) -> StoredImage | None:
-    """The candidate with which another, living factory holds this line."""
+    """The candidate with which another, living factory holds this line, or its latest before the swap's last step."""
     for image in images:
-        if image.role == Role.CANDIDATE and not ours(image, now=now, lease_s=lease_s, holder=holder):
+        at_work = image.role == Role.CANDIDATE or _lacks_last_step(image, images)
+        if at_work and not ours(image, now=now, lease_s=lease_s, holder=holder):
             return image
     return None
+
+
+def _lacks_last_step(image: StoredImage, images: Sequence[StoredImage]) -> bool:
+    """Whether this is the latest, and two images have the previous one's name, as between R4 and R5 of a swap."""
+    if image.hidden or image.name != latest_name(image.line):
+        return False
+    shown = {one.hidden for one in images if one.name == prev_name(image.line)}
+    return shown == {True, False}

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from factory.errors import LineHeld, StoreError
+from factory.errors import StoreError
 from factory.model import Role, StoredImage
+from factory.store.holding import holding, refuse_if_held
 from factory.store.line import (
     HIDDEN,
     LEASE_S,
@@ -21,11 +22,11 @@ from factory.store.line import (
     as_archive,
     as_latest,
     as_prev,
+    as_unfit,
     as_withdrawn,
     changed,
     dated_name,
     healthy,
-    held,
     latest_name,
     newest,
     ours,
@@ -82,13 +83,13 @@ def decide(
     now: datetime,
     lease_s: float = LEASE_S,
     holder: str = "",
-    keep: str = "",
+    keep: Sequence[str] = (),
 ) -> tuple[Repair, ...]:
     """The repairs of the first case that matches; empty when the line is in order.
 
     Args:
         holder: who we are; candidates that we made are abandoned, as the caller has the local lock.
-        keep: an image id or SHA-512 whose candidate is about to be finished and must not be touched.
+        keep: image ids and SHA-512 whose candidates are about to be finished and must not be touched.
     """
     seen = _look(tuple(images), line, now=now, lease_s=lease_s, holder=holder, keep=keep)
     for case in _CASES:
@@ -118,11 +119,22 @@ def foresee(
 
 
 def recover(
-    store: ImageStore, line: str, *, now: datetime, say: Say, lease_s: float = LEASE_S, keep: str = ""
+    store: ImageStore,
+    line: str,
+    *,
+    now: datetime,
+    say: Say,
+    lease_s: float = LEASE_S,
+    keep: Sequence[str] = (),
+    shown: bool = False,
 ) -> Recovered:
     """Repair the line until it is in order. The caller has the local lock of the line.
 
-    A latest image that nobody can list is shown at once; everything else waits while another factory holds the line.
+    A latest image that nobody can list is shown at once; everything else waits while another factory holds the line,
+    and is done while others see that we work on it.
+
+    Args:
+        shown: the caller has a candidate, ``keep``, or a record by which others see it.
 
     Raises:
         LineHeld: another, living factory works on this line.
@@ -136,6 +148,11 @@ def recover(
             refuse_if_held(images, line=line, now=now, lease_s=lease_s, holder=store.holder)
         if not repairs:
             return Recovered(repairs=tuple(done), images=images)
+        if not shown and any(repair.change is not None and repair.case != "C1" for repair in repairs):
+            with holding(store, line, images) as lock:
+                found = recover(store, line, now=now, say=say, lease_s=lease_s, keep=(*keep, lock), shown=True)
+            rest = tuple(image for image in found.images if image.id != lock)
+            return Recovered(repairs=(*done, *found.repairs), images=rest)
         for repair in repairs:
             say(f"{line}: {'ALARM, ' if repair.alarm else ''}{repair.why} ({repair.case}, {repair.image_id})")
             carry_out(repair, store)
@@ -151,20 +168,6 @@ def carry_out(repair: Repair, store: ImageStore) -> None:
         store.patch(repair.image_id, repair.change)
 
 
-def refuse_if_held(
-    images: Sequence[StoredImage], *, line: str, now: datetime, lease_s: float = LEASE_S, holder: str = ""
-) -> None:
-    """Raise LineHeld when another, living factory has a candidate of this line."""
-    claim = held(images, now=now, lease_s=lease_s, holder=holder)
-    if claim is not None:
-        age_s = (now - claim.updated_at).total_seconds()
-        raise LineHeld(
-            f"another factory publishes '{line}'",
-            facts=(("image", f"{claim.id} ({claim.name}, {claim.status}, {max(0.0, age_s):.0f} s ago)"),),
-            hint=f"it keeps the line until it is done or silent for {lease_s:.0f} s; nothing was changed",
-        )
-
-
 def foreign(store: ImageStore, line: str) -> tuple[StoredImage, ...]:
     """Images under this line's names that are not this line's: to be reported, never touched."""
     found = store.named(latest_name(line), prev_name(line))
@@ -172,7 +175,7 @@ def foreign(store: ImageStore, line: str) -> tuple[StoredImage, ...]:
 
 
 def _look(
-    images: tuple[StoredImage, ...], line: str, *, now: datetime, lease_s: float, holder: str, keep: str
+    images: tuple[StoredImage, ...], line: str, *, now: datetime, lease_s: float, holder: str, keep: Sequence[str]
 ) -> _Seen:
     groups: dict[tuple[str, bool], list[StoredImage]] = {}
     names = {latest_name(line): "latest", prev_name(line): "prev"}
@@ -191,7 +194,7 @@ def _look(
         hidden_prev=group("prev", hidden=True),
         others=(*group("other", hidden=False), *group("other", hidden=True)),
         abandoned=lambda image: ours(image, now=now, lease_s=lease_s, holder=holder),
-        kept=lambda image: bool(keep) and keep in {image.id, image.properties.get("imgfactory_sha512")},
+        kept=lambda image: image.id in keep or image.properties.get("imgfactory_sha512") in keep,
     )
 
 
@@ -256,7 +259,10 @@ def _before_the_commit(seen: _Seen) -> Iterator[Repair]:
     visible, hidden = seen.latest[0], seen.hidden_latest[0]
     if not healthy(hidden):
         return
-    if hidden.generation > visible.generation:
+    if not healthy(visible):
+        why = "the latest is not fit to be it: the image that stands by takes over"
+        yield Repair(case="C5", image_id=visible.id, change=as_unfit(visible), why=why, alarm=True)
+    elif hidden.generation > visible.generation:
         for image in seen.prev:
             yield Repair(case="C5", image_id=image.id, change=HIDDEN, why="hiding the previous image first")
         why = "finishing the swap: the latest becomes the previous one"
@@ -272,6 +278,26 @@ def _false_latest(seen: _Seen) -> Iterator[Repair]:
         change = {"name": dated_name(image)}
         why = "hidden under the latest's name, but not fit to be the latest"
         yield Repair(case="C6", image_id=image.id, change=change, why=why, alarm=True)
+
+
+def _unfit_latest(seen: _Seen) -> Iterator[Repair]:
+    """C6: shown as the latest, but deactivated or without a test mark: the newest good one stands by, then C5."""
+    if len(seen.latest) != 1 or seen.hidden_latest or healthy(seen.latest[0]):
+        return
+    for image in seen.images:
+        if healthy(image) and not seen.kept(image):
+            change = {"name": latest_name(seen.line), **HIDDEN}
+            why = "the latest is not fit to be it: the newest good image stands by"
+            yield Repair(case="C6", image_id=image.id, change=change, why=why, alarm=True)
+            return
+
+
+def _unfit_prev(seen: _Seen) -> Iterator[Repair]:
+    """C6 for the previous image: nobody is sent back to what does not start."""
+    for image in seen.prev:
+        if not healthy(image):
+            why = "not fit to be the previous image"
+            yield Repair(case="C6", image_id=image.id, change=as_unfit(image), why=why, alarm=True)
 
 
 def _replaced_prev(seen: _Seen) -> Iterator[Repair]:
@@ -344,6 +370,8 @@ _CASES: tuple[Callable[[_Seen], Iterator[Repair]], ...] = (
     _several_hidden_latest,
     _before_the_commit,
     _false_latest,
+    _unfit_latest,
+    _unfit_prev,
     _replaced_prev,
     _hidden_prev,
     _abandoned,

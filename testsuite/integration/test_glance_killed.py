@@ -156,10 +156,10 @@ WORKS = (
     Work(name="second-night", before=1, do=nightly(1), requests=21, latest=1, images=2),
     Work(name="third-night", before=2, do=nightly(2), requests=24, latest=2, images=3),
     Work(name="overlap", before=2, do=nightly(2, "overlap"), requests=23, latest=2, images=3, policy="overlap"),
-    Work(name="rollback", before=3, do=back, requests=12, latest=1, images=3, repeat=False),
-    Work(name="recovery", before=3, do=mend, requests=16, latest=2, images=3, prepare=cut_off_in_the_swap),
-    Work(name="foreign-hand", before=3, do=mend, requests=9, latest=2, images=3, prepare=mixed_up, policy="foreign"),
-    Work(name="sweep", before=3, do=clear, requests=7, latest=2, images=2, prepare=outlived),
+    Work(name="rollback", before=3, do=back, requests=17, latest=1, images=3, repeat=False),
+    Work(name="recovery", before=3, do=mend, requests=21, latest=2, images=3, prepare=cut_off_in_the_swap),
+    Work(name="foreign-hand", before=3, do=mend, requests=14, latest=2, images=3, prepare=mixed_up, policy="foreign"),
+    Work(name="sweep", before=3, do=clear, requests=12, latest=2, images=2, prepare=outlived),
 )
 
 

@@ -252,6 +252,41 @@ CASES: dict[str, tuple[list[StoredImage], str, list[tuple[str, dict[str, object]
         "C6",
         [("B", {"name": f"{LINE}_20261104"})],
     ),
+    "the latest was deactivated": (
+        [image("A", 3, LATEST, status="deactivated"), P, O],
+        "C6",
+        [("P", {"name": LATEST, "os_hidden": True})],
+    ),
+    "the latest was deactivated and another one stands by": (
+        [image("A", 3, LATEST, status="deactivated"), image("P", 2, LATEST, role="prev", hidden=True), O],
+        "C5",
+        [
+            (
+                "A",
+                {
+                    "name": f"{LINE}_20261103",
+                    "os_hidden": True,
+                    "os_purpose": "oldgeneric",
+                    "imgfactory_role": "withdrawn",
+                },
+            )
+        ],
+    ),
+    "the previous image lost its test mark": (
+        [A, image("P", 2, PREV, tested=False), O],
+        "C6",
+        [
+            (
+                "P",
+                {
+                    "name": f"{LINE}_20261102",
+                    "imgfactory_role": "archive",
+                    "os_hidden": True,
+                    "os_purpose": "oldgeneric",
+                },
+            )
+        ],
+    ),
     "an archived image hides under the latest's name": (
         [A, P, image("O", 1, LATEST, role="archive", hidden=True)],
         "C6",
@@ -339,8 +374,8 @@ def test_reconcile_says_beforehand_what_it_will_do(name: str) -> None:
 
 def test_a_candidate_that_is_about_to_be_finished_is_kept() -> None:
     claimed = image("B", 4, role="candidate", hidden=True, tested=False, status="queued")
-    assert decide([A, P, claimed], line=LINE, now=LATER, holder="h", keep="sha-B") == ()
-    assert decide([B], line=LINE, now=LATER, holder="h", keep="B") == ()
+    assert decide([A, P, claimed], line=LINE, now=LATER, holder="h", keep=("sha-B",)) == ()
+    assert decide([B], line=LINE, now=LATER, holder="h", keep=("B",)) == ()
     assert [repair.case for repair in decide([B], line=LINE, now=LATER, holder="h")] == ["C2"]
 
 
@@ -348,7 +383,8 @@ def test_another_living_factory_holds_the_line_but_a_missing_latest_is_shown_at_
     now = T0 + timedelta(minutes=5)
     theirs = image("B", 4, LATEST, role="candidate", hidden=True, holder="other")
     store = stocked([theirs, A_IS_PREV, P_HIDDEN])
-    recover(store, LINE, now=now, say=silent)  # C1, and with it the claim has ended
+    with pytest.raises(LineHeld):  # C1, and no more: its maker may be about to archive the old previous image
+        recover(store, LINE, now=now, say=silent)
     assert [found.id for found in plain_list(store.list_line(LINE), LATEST)] == ["B"]
     held = stocked([A, P_HIDDEN, dataclasses.replace(theirs, name=f"{LINE}_20261104")])
     with pytest.raises(LineHeld) as refused:
@@ -367,6 +403,15 @@ def test_a_change_under_us_stops_before_the_first_request() -> None:
     with pytest.raises(LineHeld, match="changed under us"):
         apply(planned, store, target=TARGET, now=T0, say=silent)
     assert store.list_line(LINE) == before
+
+
+def test_a_rollback_that_the_recovery_has_finished_goes_back_once() -> None:
+    for latest in (A, image("A", 3, LATEST, status="deactivated")):
+        standing_by = image("P", 2, LATEST, role="prev", hidden=True)
+        store = stocked([latest, standing_by, image("O", 1, PREV, role="archive", hidden=True)])
+        done = rollback(LINE, store=store, target=TARGET, now=LATER, say=silent)
+        assert (done.latest, done.prev, done.archived, done.steps) == ("P", "O", "A", ())
+        expect_order(store.list_line(LINE), LINE, prev=True)
 
 
 def stocked(images: list[StoredImage]) -> MemoryStore:
@@ -462,7 +507,7 @@ def test_a_night_killed_at_any_request_is_finished_by_the_next_run(
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("kill_at", range(1, 6))
+@pytest.mark.parametrize("kill_at", range(1, 8))
 def test_a_rollback_killed_at_any_request_is_finished_or_undone(
     bundles: list[Bundle], kill_at: int, *, before: bool
 ) -> None:
@@ -474,7 +519,7 @@ def test_a_rollback_killed_at_any_request_is_finished_or_undone(
     expect_never_broken(world.images, LINE, prev=True)
     recover(world.store(), LINE, now=world.now, say=silent)
     expect_order(world.images, LINE, prev=True)
-    done = kill_at > 2 or (kill_at == 2 and not before)
+    done = kill_at > 3 or (kill_at == 3 and not before)  # the first request shows others that we work on the line
     latest = next(found for found in world.images if found.name == LATEST)
     assert latest.generation == (2 if done else 3)
 
