@@ -477,3 +477,19 @@ def test_a_program_that_takes_too_long_ends_with_what_it_started(tmp_path: Path)
     assert time.monotonic() - started < 15
     child = Path("/proc") / (tmp_path / "child").read_text().strip() / "stat"
     assert not child.exists() or child.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_a_trust_store_that_is_not_done_in_time_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Registration has to end, undone, before the unit's limit: a second try would take as long as the first."""
+    tool = tmp_path / "usr/sbin/update-ca-certificates"
+    tool.parent.mkdir(parents=True)
+    tool.write_text(f"#!/bin/sh\necho once >>{tmp_path}/tries\nsleep 30\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(guest, "TRUST_TIMEOUT_S", 1.0)
+    with pytest.raises(guest.Failure, match="not done within 1 s"):
+        guest.System(guest.Files(str(tmp_path)), None).refresh_trust(("/usr/sbin/update-ca-certificates",))
+    assert (tmp_path / "tries").read_text() == "once\n"
+    unit = (Path(guest.__file__).parent / "guestregister.service").read_text()
+    assert "TimeoutStartSec=900\n" in unit
