@@ -210,12 +210,11 @@ class _Start:
         known = identity_settings.Settings.parse(self._identity.settings.read_text())
         write_whole(clouds_yaml, identity_settings.clouds_yaml(known) + texts.tenant_entry(settings), mode=0o600)
         admin = connect(ADMIN, clouds_yaml=clouds_yaml, direct=True)
-        with self._progress.step("network and flavors"):
-            register_network(admin, self._guests)
-            register_flavors(admin, Flavors())
-        with self._progress.step("compute host"):
+        with self._progress.step("compute host, network and flavors"):
             libvirt.result()
             self._start_compute(settings)
+            register_network(admin, self._guests)
+            register_flavors(admin, Flavors())
             await_compute(admin)
             self._nova_manage(settings, "cell_v2", "discover_hosts")
         return ComputeCloud(
