@@ -12,10 +12,12 @@ import pytest
 from factory.canaries import canary_of, settle, taken_back, wanted
 from factory.canary import STAGE, differing, other_packages, stands
 from factory.errors import StoreError
+from factory.ledger import Ledger
 from factory.ledger_detail import detail_of
 from factory.model import Canaries, Canary, Package, Publication, Release, Rotations, Site, Target, Tenant
 from factory.pipeline import is_red, judged
 from factory.publish import publish
+from factory.report.page import page
 from factory.rotate import rotate
 from factory.store.memory import MemoryGlance, MemoryStore
 from factory.system.state import Run, State
@@ -203,6 +205,37 @@ def test_how_it_is_recorded_and_said(tmp_path: Path) -> None:
         "users",
     )
     assert detail["faults"] == [f"{FAULT}\n  it said: nothing"]
+
+
+def _page(place: Place, found: Canaries | None) -> str:
+    with Ledger.open(place.run.path / "ledger.sqlite") as ledger:
+        ledger.begin_run(place.run.id, image="debian13", line=LINE, started_at=BUILT)
+        rotation = rotate(place.release, store=place.store, now=BUILT, say=silent)
+        values = [Publication(releases=(place.release,), reason=""), Rotations(rotations=(rotation,))]
+        for stage, value in zip(("publish", "rotate", STAGE), [*values, *([found] if found else [])], strict=False):
+            detail = detail_of(value)
+            ledger.record_stage(place.run.id, stage, outcome="done", started_at=BUILT, seconds=1.0, detail=detail)
+        green = found is None or found.green
+        ledger.end_run(place.run.id, outcome="published" if green else "red", ended_at=BUILT, message="")
+        record = ledger.run(place.run.id)
+    assert record is not None
+    return page(record, None, now=BUILT)
+
+
+def test_the_report_tells_the_canary_and_obeys_nothing_of_it(tmp_path: Path) -> None:
+    place = Place(tmp_path, nights=1)
+    red = canary(place.release, "it said: <script>alert(1)</script>\x1b[2J", rolled_back=True)
+    shown = _page(place, Canaries(canaries=(red,)))
+    assert "Red: the canary did not stand" in shown
+    assert "rolled back" in shown
+    assert "&lt;script&gt;" in shown
+    assert "<script>" not in shown
+    assert "\x1b" not in shown
+    assert "started by its name in users" in _page(place, Canaries(canaries=(canary(place.release),)))
+
+
+def test_the_report_says_where_there_is_no_canary(tmp_path: Path) -> None:
+    assert "<dt>canary</dt><dd>not configured</dd>" in _page(Place(tmp_path, nights=1), None)
 
 
 # -- inside -----------------------------------------------------------------------------------------------------------
