@@ -155,9 +155,10 @@ def compute_cloud(folder: Path, *, say: Say) -> Iterator[ComputeCloud]:
     progress = _Progress(say)
     with contextlib.ExitStack() as stack:
         installed = environment(say)
+        # left after the box: what is still being brought up then fails at once
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=6))
         with progress.step("box and guests' network"):
             made = stack.enter_context(ground(folder.absolute()))
-        pool = stack.enter_context(ThreadPoolExecutor(max_workers=6))
         start = _Start(made, progress=progress, pool=pool, python=installed)
         found = start.everything()
         say(f"cloud: ready after {time.monotonic() - progress.started:.0f} s, '{found.clouds_yaml}'")

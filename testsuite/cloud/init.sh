@@ -28,6 +28,11 @@ for place in /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; 
   mount -t tmpfs -o mode=755 tmpfs "$place"
 done
 cp "$folder/etc/qemu.conf" /etc/libvirt/qemu.conf
+# libvirt looks its usual user up before it reads that it shall not be used; making it is another package's work
+grep -q '^libvirt-qemu:' /etc/passwd || echo 'libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin' >>/etc/passwd
+grep -q '^libvirt-qemu:' /etc/group || echo 'libvirt-qemu:x:64055:' >>/etc/group
+# in a container these are mounts, which the layer above does not show
+printf '127.0.0.1 localhost %s\n::1 localhost\n' "$(uname -n)" >/etc/hosts
 
 echo "$pid" >&"$report"
 eval "exec $report>&-"
