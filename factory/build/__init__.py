@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from factory import __version__
-from factory.build import contents, disk, filesystem, qcow2
+from factory.build import contents, disk, filesystem, qcow2, tarball
 from factory.build.box import ROOT, TARGET, Box, available_memory_bytes, box, memory_for_target
 from factory.build.failure import full
 from factory.build.identity import Identity, build_id, identity
 from factory.build.kiwi import INPUTS_PORT, KIWI_TARGET, kiwi_build, kiwi_version
+from factory.build.layers import layers
 from factory.build.leftovers import clean_leftovers
-from factory.build.tarball import write_tarball
 from factory.build.tidy import expect_tidy
 from factory.errors import BuildError, CommandFailed, InputsError
+from factory.inputs.answers import Inputs
 from factory.inputs.lock import write_lock
 from factory.inputs.recorder import Origin, Recorder
 from factory.inputs.server import serve
@@ -42,12 +44,20 @@ _DISK = TARGET / "disk.raw"
 
 
 def build(
-    recipe: Recipe, *, run: Run, state: State, say: Say, now: datetime, logins: Mapping[str, Login] | None = None
+    recipe: Recipe,
+    *,
+    run: Run,
+    state: State,
+    say: Say,
+    now: datetime,
+    logins: Mapping[str, Login] | None = None,
+    inputs: Inputs | None = None,
 ) -> Artifact:
     """Build ``recipe`` in ``run``.
 
     Args:
         logins: credentials by a mirror's address; they stay in the inputs server, outside the box.
+        inputs: what the builder is given; without it, the recipe's mirrors are read and recorded.
 
     Raises:
         BuildError: names the package, command or space at fault and the log.
@@ -55,10 +65,13 @@ def build(
     """
     clean_leftovers([state.runs, *state.runs.glob("*")], say)
     clock = _Clock()
-    recorder = Recorder(origins=_origins(recipe), blobs=state.blobs, now=now, upstream=Upstream(logins=logins))
+    recorder = inputs or Recorder(
+        origins=_origins(recipe), blobs=state.blobs, now=now, upstream=Upstream(logins=logins)
+    )
     with clock.measures("indexes"):
         recorder.read_indexes(recipe.repositories)
     marks = identity(recipe.description.name, recorder.epoch)
+    tarball.set_times(recipe.tree, marks.epoch)
     memory_bytes = memory_for_target(available_memory_bytes(), recipe.description.disk.min_gib)
     say(f"building in {'memory' if memory_bytes else 'the run folder'}, epoch {marks.epoch}")
     with (
@@ -99,6 +112,7 @@ class _Found:
     dpkg_status: str
     files: str
     epoch: int
+    layers: Mapping[str, str]
 
 
 def _origins(recipe: Recipe) -> dict[str, Origin]:
@@ -117,35 +131,42 @@ def _origins(recipe: Recipe) -> dict[str, Origin]:
 def _tail(
     recipe: Recipe, place: Box, made: Path, marks: Identity, *, image: Path, run: Run, clock: _Clock, say: Say
 ) -> _Found:
-    """From the builder's raw disk to the qcow2: check, write the file system anew, compress."""
+    """From the builder's raw disk to the qcow2: check, write the file system anew, compress.
+
+    A thread of ours hashes what programs of others write and compress meanwhile.
+    """
     say("checking and rewriting the file system")
     size_bytes = recipe.description.disk.min_gib * _GIB
     _expect_size(place.seen(made).stat().st_size, size_bytes)
     partition = disk.root_partition(disk.read_head(place.seen(made), disk.SECTOR_BYTES))
     head = disk.read_head(place.seen(made), partition.offset_bytes)
     disk.expect_embedded_grub(head)
-    with clock.measures("filesystem"):
-        like = filesystem.read_format(place, made, partition)
-        filesystem.expect_identity(like, marks)
-        filesystem.mount_root(place, made, partition)
-        place.run(["rm", "-rf", KIWI_TARGET / "build"])
-        filesystem.note_disk_id(place, marks)
-        filesystem.clamp_times(place, marks.epoch)
-        tree = contents.Tree(place.seen(ROOT))
-        expect_tidy(tree)
-        place.run(["truncate", f"--size={size_bytes}", _DISK])
-        with place.seen(_DISK).open("r+b") as file:
-            file.write(disk.with_disk_id(head, marks.disk_id))
-        filesystem.write_filesystem(place, _DISK, partition, like, marks)
-        found = _Found(
-            dpkg_status=tree.read("/var/lib/dpkg/status").decode(errors="replace"),
-            files=contents.files_list(tree),
-            epoch=marks.epoch,
-        )
-    say("compressing")
-    with clock.measures("qcow2"):
-        qcow2.compress(place, _DISK, image, log=run.log("qcow2"))
-    return found
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        with clock.measures("filesystem"):
+            like = filesystem.read_format(place, made, partition)
+            filesystem.expect_identity(like, marks)
+            filesystem.mount_root(place, made, partition)
+            place.run(["rm", "-rf", KIWI_TARGET / "build"])
+            filesystem.note_disk_id(place, marks)
+            filesystem.clamp_times(place, marks.epoch)
+            tree = contents.Tree(place.seen(ROOT))
+            expect_tidy(tree)
+            files = beside.submit(contents.files_list, tree)
+            place.run(["truncate", f"--size={size_bytes}", _DISK])
+            with place.seen(_DISK).open("r+b") as file:
+                file.write(disk.with_disk_id(head, marks.disk_id))
+            filesystem.write_filesystem(place, _DISK, partition, like, marks)
+            parts = beside.submit(layers, place.seen(_DISK), partition)
+        say("compressing")
+        with clock.measures("qcow2"):
+            qcow2.compress(place, _DISK, image, log=run.log("qcow2"))
+        with clock.measures("digests"):
+            return _Found(
+                dpkg_status=tree.read("/var/lib/dpkg/status").decode(errors="replace"),
+                files=files.result(),
+                epoch=marks.epoch,
+                layers=parts.result(),
+            )
 
 
 def _expect_size(found: int, wanted: int) -> None:
@@ -167,7 +188,7 @@ def _space_is_named(recipe: Recipe, run: Run) -> Iterator[None]:
 
 def _artifact(
     recipe: Recipe,
-    recorder: Recorder,
+    recorder: Inputs,
     found: _Found,
     *,
     image: Path,
@@ -182,10 +203,22 @@ def _artifact(
         recorder.fetch_with_dependencies(probe, frozenset(package.name for package in packages))
     lock = run.path / "inputs.lock"
     inputs_digest = write_lock(lock, recorder.inputs)
+    lists = _write_lists(run, packages, found.files)
+    sums, tools = digests(image), _tools()
+    manifest = tarball.manifest_of(
+        recipe,
+        epoch=found.epoch,
+        inputs_digest=inputs_digest,
+        tools=tools,
+        results={image.name: sums.sha256, **tarball.sums({path.name: path for path in (*lists, lock)})},
+        layers=found.layers,
+        size_bytes=sums.size_bytes,
+    )
+    write_whole(run.path / tarball.MANIFEST, manifest.text())
     name = f"{recipe.description.name}-{build_id(recipe.digest, inputs_digest)}"
-    tarball = run.path / f"{name}-source.tar.xz"
-    write_tarball(recipe.tree, tarball, name=name, epoch=found.epoch)
-    sums = digests(image)
+    source = run.path / f"{name}-source.tar.xz"
+    rebuild = tarball.rebuild_files(run.path, recipe, manifest)
+    tarball.write_tarball(recipe.tree, source, name=name, epoch=found.epoch, rebuild=rebuild)
     return Artifact(
         recipe=recipe,
         path=image,
@@ -198,24 +231,24 @@ def _artifact(
         lock_sha256=inputs_digest,
         inputs_digest=inputs_digest,
         packages=packages,
-        packages_list=_write_lists(run, packages, found.files),
-        files_list=run.path / "files.list",
-        tarball=tarball,
-        tarball_sha256=sha256_file(tarball),
-        tools=_tools(),
+        packages_list=lists[1],
+        files_list=lists[0],
+        tarball=source,
+        tarball_sha256=sha256_file(source),
+        tools=tools,
         build_id=build_id(recipe.digest, inputs_digest),
         built_at=now,
         seconds=seconds,
     )
 
 
-def _write_lists(run: Run, packages: tuple[Package, ...], files: str) -> Path:
-    """Write the lists beside the image; returns the one of packages that programs read."""
+def _write_lists(run: Run, packages: tuple[Package, ...], files: str) -> tuple[Path, Path]:
+    """Write the lists beside the image; returns those that programs read: of files, and of packages."""
     write_whole(run.path / "packages.txt", contents.packages_text(packages))
-    write_whole(run.path / "files.list", files)
-    listing = run.path / "packages.json"
-    write_whole(listing, contents.packages_json(packages))
-    return listing
+    listing, packed = run.path / tarball.FILES, run.path / tarball.PACKAGES
+    write_whole(listing, files)
+    write_whole(packed, contents.packages_json(packages))
+    return listing, packed
 
 
 def _tools() -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from factory.model import Package
+from factory.system.files import sha256_file
 
 GENERATED = "generated"
 _KINDS = {
@@ -38,6 +39,7 @@ class Entry:
     gid: int
     size_bytes: int
     target: str = ""
+    mtime: int = 0
 
 
 def entries(root: Path) -> Iterator[Entry]:
@@ -60,6 +62,7 @@ def entries(root: Path) -> Iterator[Entry]:
                 gid=status.st_gid,
                 size_bytes=status.st_size if stat.S_ISREG(status.st_mode) else 0,
                 target=os.readlink(item.path) if link else "",  # noqa: PTH115 bytes for bytes
+                mtime=int(status.st_mtime),
             )
             if stat.S_ISDIR(status.st_mode) and status.st_dev == device:
                 folders.append((item.path, path))
@@ -78,6 +81,10 @@ class Tree:
         if entry is None or entry.kind != "file":
             return b""
         return (self.root / path.lstrip("/")).read_bytes()
+
+    def sha256(self, path: str) -> str:
+        """The SHA-256 of a plain file's content."""
+        return sha256_file(self.root / path.lstrip("/"))
 
     def canonical(self, path: str) -> str:
         """``path`` with the links among its parent folders followed, inside the image."""
@@ -125,7 +132,7 @@ def owners(tree: Tree) -> dict[str, str]:
 
 
 def files_list(tree: Tree) -> str:
-    """JSON lines, sorted by path: path, kind, mode, uid, gid, package (or ``generated``), size or link target."""
+    """JSON lines, sorted by path: path, kind, mode, uid, gid, package (or ``generated``), time, content or target."""
     owner = owners(tree)
     lines = [json.dumps({"schema": "factory/files/1"})]
     for path in sorted(tree.entries):
@@ -137,8 +144,9 @@ def files_list(tree: Tree) -> str:
             "uid": entry.uid,
             "gid": entry.gid,
             "package": owner.get(path, GENERATED),
+            "mtime": entry.mtime,
         }
-        line |= {"size": entry.size_bytes} if entry.kind == "file" else {}
+        line |= {"size": entry.size_bytes, "sha256": tree.sha256(path)} if entry.kind == "file" else {}
         line |= {"target": entry.target} if entry.kind == "link" else {}
         lines.append(json.dumps(line))
     return "\n".join(lines) + "\n"

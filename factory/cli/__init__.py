@@ -16,6 +16,7 @@ import typer
 from factory.cli import (
     stages,
     releases,
+    rebuild,
     host,
     cloud,
     sandbox,
@@ -39,6 +40,7 @@ __all__ = [
     "inputs",
     "keys",
     "main",
+    "rebuild",
     "region",
     "region_cert",
     "region_check",

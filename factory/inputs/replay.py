@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
@@ -47,14 +47,12 @@ class Replay(Answers):
         sources: Sequence[Source],
         epoch: int,
         instead: Mapping[str, Source] | None = None,
-        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__(store=BlobStore(blobs), now=datetime.fromtimestamp(epoch, UTC))
         self._known = {(entry.repository, entry.path): entry for entry in lock}
         self._keyrings = keyrings
         self._sources = tuple(sources)
         self._instead = dict(instead or {})
-        self._say = say
 
     @property
     def aliases(self) -> tuple[str, ...]:

@@ -80,13 +80,33 @@ def verify_signatures(
     if not directory.is_dir():
         raise InputFault(f"there is no folder '{directory}'", hint="name the folder that holds SHA256SUMS")
     dates = key_dates(keys)
+    with public_home(_public_keys(dates, public_keys, trusted), now=now) as home:
+        return _Inspection(directory, home=home, dates=dates).report()
+
+
+def verify_file(
+    file: Path, *, keys: Path, public_keys: Sequence[Path] = (), trusted: Path | None = None, now: datetime
+) -> tuple[GoodSignature, ...]:
+    """Check the signature ``FILE.asc`` beside a file, by the same rules as those of a whole bundle.
+
+    Raises:
+        NotGood: there is none, or it does not count.
+        InputFault: there is no such file, or no public key to verify with.
+    """
+    if not _plain_file(file):
+        raise InputFault(f"there is no file '{file}'")
+    dates = key_dates(keys)
+    with public_home(_public_keys(dates, public_keys, trusted), now=now) as home:
+        return _Inspection(file.parent, home=home, dates=dates).one(file.name)
+
+
+def _public_keys(dates: tuple[KeyDates, ...], public_keys: Sequence[Path], trusted: Path | None) -> tuple[Path, ...]:
     files = tuple(public_keys) or (*(one.file for one in dates), *_key_files(trusted))
     if missing := [file for file in files if not file.is_file()]:
         raise InputFault(f"there is no public key file '{missing[0]}'")
     if not files:
         raise InputFault("there is no public key to verify with", hint="name one with --key, or list it in keys/")
-    with public_home(files, now=now) as home:
-        return _Inspection(directory, home=home, dates=dates).report()
+    return files
 
 
 def _key_files(folder: Path | None) -> tuple[Path, ...]:
@@ -123,6 +143,12 @@ class _Inspection:
             files=sums,
             unsigned=tuple(sorted(present & UNSIGNED)),
         )
+
+    def one(self, name: str) -> tuple[GoodSignature, ...]:
+        self._check_signature(name)
+        if self.faults:
+            raise _not_good(self.directory / name, self.faults)
+        return tuple(self.signatures)
 
     def _sums(self) -> dict[str, str]:
         path = self.directory / SUMS

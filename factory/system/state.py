@@ -140,6 +140,11 @@ class State:
         return self.path / "region-packages.json"
 
     @property
+    def rebuilds(self) -> Path:
+        """Where images are made again from their source tarballs; nothing stays there."""
+        return self.path / "rebuilds"
+
+    @property
     def locks(self) -> Path:
         return self.path / "locks"
 

@@ -373,6 +373,13 @@ def test_the_source_tarball_is_the_tree(artifact: Artifact, tmp_path) -> None:
     (top,) = tmp_path.iterdir()
     assert top.name == f"{artifact.recipe.description.name}-{artifact.build_id}"
     assert artifact.tarball.name == f"{top.name}-source.tar.xz"
+    records = tmp_path / "records"
+    (top / "rebuild").rename(records)
+    assert (records / "inputs.lock").read_bytes() == artifact.lock.read_bytes()
+    assert (records / "files.list").read_bytes() == artifact.files_list.read_bytes()
+    manifest = json.loads((records / "manifest.json").read_text())
+    assert manifest["results"][artifact.path.name] == artifact.sha256
+    assert str(artifact.path.parents[2]) not in (records / "manifest.json").read_text()
     assert tree_digest(top) == artifact.recipe.tree_sha256
     for file in top.rglob("*"):
         if file.is_file():
