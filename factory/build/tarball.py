@@ -156,10 +156,8 @@ def write_tarball(
         return member
 
     paths = sorted(tree.rglob("*"), key=lambda path: path.relative_to(tree).as_posix().encode())
-    with (
-        appearing(tarball) as partial,
-        tarfile.open(partial, "w:xz", format=tarfile.PAX_FORMAT, preset=_PRESET) as archive,
-    ):
+    # most of it are digests, which nothing makes smaller: higher presets take seconds for nothing
+    with appearing(tarball) as partial, tarfile.open(partial, "w:xz", format=tarfile.PAX_FORMAT, preset=0) as archive:
         for path in [tree, *paths]:
             inside = path.relative_to(tree).as_posix()
             archive.add(path, name if inside == "." else f"{name}/{inside}", recursive=False, filter=anonymous)
