@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tenant of a real cloud as sandbox, the canary in it, and what is left when a factory is killed there: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from factory.canaries import judge_all
+from factory.installation import Installation
+from factory.model import Artifact, Bundle, Canaries, Description, Publication, Release, Site, StoredImage, Target, Tenant
+from factory.publish import publish
+from factory.region.services import serve
+from factory.rotate import rotate
+from factory.sandbox.lease import KEY, new_lease, parse
+from factory.sandbox.network import answering
+from factory.sandbox.seed import fresh_key
+from factory.store import open_store
+from factory.system.clock import now
+from factory.system.openstack import connect
+from factory.system.state import State
+from factory.verify.subject import subject_of
+from testsuite.conftest import FACTORY, PROJECT, SUITE, NightRun
+from testsuite.fakes.bundles import make_bundle, make_qcow2
+
+if TYPE_CHECKING:
+    from openstack.connection import Connection
+
+    from testsuite.cloud import ComputeCloud
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_nova, pytest.mark.needs_image]
+
+VERIFY_S = 1500.0
+SHORT_S = 300.0
+UNTRIED = {
+    "test_console.py::test_the_password_opens_the_vga_console": "keyboard",
+    "test_kernel.py::test_the_guest_agent_answers": "guest agent",
+    "test_registration.py::test_the_update_server_knows_the_guest": "update servers",
+    "boot::the_image_boots_twice": "one server",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """The tenant, and a factory that uses it: its site file and its state."""
+
+    cloud: ComputeCloud
+    folder: Path
+    state: State
+
+    def site(self, **more: object) -> Path:
+        """A site file whose sandbox is the tenant."""
+        keys = {"cloud": self.cloud.sandbox, "flavor": self.cloud.flavors.small, "network": self.cloud.network} | more
+        path = self.folder / "site.toml"
+        path.write_text("[sandbox]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items()))
+        return path
+
+    def argv(self, *words: str | Path, **more: object) -> list[str | Path]:
+        return [FACTORY, "--site", self.site(**more), "--state", self.state.path, *words]
+
+    def type(self, *words: str | Path, timeout_s: float = SHORT_S, **more: object) -> subprocess.CompletedProcess[str]:
+        """The command as a person types it."""
+        return subprocess.run(
+            self.argv(*words, **more),
+            cwd=PROJECT,
+            env=environment(self.cloud),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+
+    def member(self) -> Connection:
+        return connect(self.cloud.sandbox, clouds_yaml=self.cloud.clouds_yaml, direct=True)
+
+
+def environment(cloud: ComputeCloud) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FACTORY_", "OS_"))}
+    return {**kept, "OS_CLIENT_CONFIG_FILE": str(cloud.clouds_yaml), "NO_PROXY": "*", "no_proxy": "*"}
+
+
+def in_tenant(member: Connection) -> dict[str, list[str]]:
+    """Everything of a tenant's own, by kind."""
+    mine = member.current_project_id
+    return {
+        "server": [one.name for one in member.compute.servers()],
+        "image": [one.name for one in member.image.images(owner=mine)],
+        "key pair": [one.name for one in member.compute.keypairs()],
+        "security group": [one.name for one in member.network.security_groups() if one.name != "default"],
+        "port": [one.id for one in member.network.ports(project_id=mine)],
+    }
+
+
+@pytest.fixture
+def place(compute_cloud: ComputeCloud, night: NightRun, tmp_path: Path) -> Iterator[Place]:
+    made = Place(cloud=compute_cloud, folder=tmp_path, state=night.state)
+    yield made
+    left = in_tenant(made.member())
+    assert not any(left.values()), f"left in the tenant: {left}"
+
+
+@pytest.fixture
+def empty_disk(tmp_path: Path) -> Path:
+    path = tmp_path / "empty.qcow2"
+    make_qcow2(path)
+    return path
+
+
+@pytest.fixture
+def site_servers(compute_cloud: ComputeCloud, artifact: Artifact, night: NightRun, tmp_path: Path) -> Iterator[None]:
+    """What the image's instances are told about, answering at the gateway of the tenant's network."""
+    subject = subject_of(artifact, state=night.state)
+    assert subject.view is not None
+    view = subject.view
+    with answering(
+        compute_cloud.namespace,
+        subject.regions,
+        resolver=compute_cloud.host_address,
+        ntp_servers=subject.ntp_servers,
+        workdir=tmp_path / "servers",
+        say=print,
+        services=lambda namespace: serve(
+            namespace,
+            subject.regions,
+            view=view,
+            product=subject.description.registration.product,
+            workdir=tmp_path / "region",
+            log_dir=tmp_path / "region-logs",
+            now=now(),
+            say=print,
+            client=subject.region_client,
+        ),
+    ):
+        yield
+
+
+# -- the verdict ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("site_servers")
+def test_a_good_image_is_green_in_a_tenant_and_what_was_not_tried_says_why(place: Place, artifact: Artifact) -> None:
+    done = place.type("verify", artifact.path, "--json", site_services=True, timeout_s=VERIFY_S)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    verdict = json.loads(done.stdout)["value"]
+    assert verdict["sandbox"] == f"openstack:{place.cloud.sandbox}"
+    assert place.cloud.flavors.small in verdict["accelerator"]
+    checks = {one["name"]: one for one in verdict["checks"]}
+    registered = [one for name, one in checks.items() if name.startswith("test_registration.py")]
+    assert sum(one["outcome"] == "passed" for one in registered) > 10
+    assert checks["test_time.py::test_the_clock_is_synchronised"]["outcome"] == "passed"
+    assert checks["test_network.py::test_a_port_scan_finds_only_the_described_ports"]["outcome"] == "passed"
+    for name, words in UNTRIED.items():
+        assert checks[name]["outcome"] == "skipped", name
+        assert checks[name]["message"].startswith("not tried: ")
+        assert words in checks[name]["message"]
+    untried = [one["name"] for one in checks.values() if one["message"].startswith("not tried: ")]
+    assert len(untried) < len(checks) / 5, untried
+
+
+def test_a_disk_that_never_boots_is_red_although_its_server_is_active(place: Place, empty_disk: Path) -> None:
+    done = place.type("verify", empty_disk, boot_timeout_s=15)
+    assert done.returncode == 1, done.stderr
+    assert "is ACTIVE at" in done.stderr
+    assert "failed   boot::the_image_boots" in done.stdout
+    assert "did not get to the end of its boot within 15 s" in done.stdout
+
+
+def test_a_cloud_without_room_and_a_full_quota_are_told_in_the_users_words(place: Place, empty_disk: Path) -> None:
+    large, over = place.cloud.flavors.too_large, place.cloud.flavors.over_quota
+    done = place.type("verify", empty_disk, flavor=large)
+    assert done.returncode == 3, done.stderr
+    assert f"has room for a server of flavor '{large}'" in done.stderr
+    assert "No valid host was found" in done.stderr
+    done = place.type("verify", empty_disk, flavor=over)
+    assert done.returncode == 3, done.stderr
+    assert "the quota of the tenant" in done.stderr
+    assert "Quota exceeded" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_site_file_that_does_not_fit_the_cloud_is_told(place: Place, empty_disk: Path) -> None:
+    for more, words in (
+        ({"flavor": "no-such"}, "has no flavor 'no-such'"),
+        ({"network": "no-such"}, "has no network 'no-such'"),
+        ({"cloud": "no-such"}, "'no-such' is not in clouds.yaml"),
+    ):
+        done = place.type("verify", empty_disk, **more)
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr
+
+
+# -- what a killed factory leaves -------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_factory_left_is_swept_and_nothing_else(place: Place, empty_disk: Path, tmp_path: Path) -> None:
+    member = place.member()
+    killed = subprocess.Popen(
+        place.argv("verify", empty_disk, boot_timeout_s=600),
+        cwd=PROJECT,
+        env=environment(place.cloud),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    await_until(lambda: [one for one in member.compute.servers() if one.status == "ACTIVE"], timeout_s=120)
+    alive = place.type("sandbox", "sweep", "--json")
+    assert json.loads(alive.stdout)["value"] == [], "what a running factory uses is not swept"
+    killed.kill()
+    killed.wait()
+    left = in_tenant(member)
+    assert [len(left[kind]) for kind in ("server", "image", "key pair", "security group")] == [1, 1, 1, 1]
+    ours = parse(left["server"][0])
+    assert ours is not None
+    assert ours.owner.pid == killed.pid
+
+    key = fresh_key(tmp_path)
+    running = new_lease(now=now(), hours=1)
+    member.compute.create_keypair(name=running.name, public_key=key.public)
+    member.compute.create_keypair(name="a-users-own", public_key=key.public)
+    unmarked = member.image.create_image(
+        ours.name, allow_duplicates=True, disk_format="qcow2", container_format="bare", visibility="private"
+    )
+    try:
+        foreseen = json.loads(place.type("sandbox", "sweep", "--dry-run", "--json").stdout)["value"]
+        assert in_tenant(member)["server"] == left["server"], "a dry run deletes nothing"
+        done = place.type("sandbox", "sweep", "--json")
+        assert done.returncode == 0, done.stderr
+        swept = json.loads(done.stdout)["value"]
+        assert swept == foreseen
+        assert [one["thing"]["kind"] for one in swept] == ["server", "security group", "key pair", "image"]
+        assert all("is dead" in one["why"] for one in swept)
+        stays = in_tenant(member)
+        assert (stays["server"], stays["security group"], stays["port"]) == ([], [], [])
+        assert sorted(stays["key pair"]) == sorted(["a-users-own", running.name])
+        assert [one.id for one in member.image.images(owner=member.current_project_id)] == [unmarked.id]
+        assert not unmarked.properties.get(KEY)
+    finally:
+        member.compute.delete_keypair(running.name)
+        member.compute.delete_keypair("a-users-own")
+        member.image.delete_image(unmarked.id)
+
+
+def await_until(found: Callable[[], Any], *, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+# -- the canary -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Released:
+    """Releases of one line in the real Glance, and what ``_latest`` is to any reader."""
+
+    place: Place
+    here: Installation
+    target: Target
+
+    def release(self, bundle: Bundle) -> Release:
+        with open_store(self.target, state=self.here.state, say=print) as store:
+            made = publish(bundle, store=store, target=self.target, now=now(), say=print)
+            rotate(made, store=store, now=now(), say=print)
+        return made
+
+    def latest(self, line: str) -> StoredImage:
+        with open_store(self.target, state=self.here.state, say=print) as store:
+            (found,) = [one for one in store.named(f"{line}_latest") if not one.hidden]
+        return found
+
+    def canary(self, release: Release, name: str) -> Canaries:
+        run = self.here.state.new_run(name, now())
+        publication = Publication(releases=(release,), reason="")
+        judged, _ = judge_all(publication, run=run, here=self.here, now=now, say=print)
+        return judged
+
+
+@pytest.fixture
+def released(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Released:
+    for name, value in environment(place.cloud).items():
+        monkeypatch.setenv(name, value)
+    cloud = place.cloud
+    tenant = Tenant(cloud=cloud.sandbox, flavor=cloud.flavors.small, network=cloud.network, site_services=False)
+    target = Target(cloud=cloud.publisher, canary=tenant)
+    here = Installation(
+        project=SUITE.parents[1], state=State(path=tmp_path / "state").prepare(), site=Site(targets=(target,))
+    )
+    return Released(place=place, here=here, target=target)
+
+
+def impatient(released: Released) -> Released:
+    """The same with a canary that does not wait long for a system."""
+    tenant = released.target.canary
+    assert tenant is not None
+    target = replace(released.target, canary=replace(tenant, boot_timeout_s=15))
+    return replace(released, target=target, here=replace(released.here, site=Site(targets=(target,))))
+
+
+def test_a_red_canary_is_rolled_back_in_the_real_glance(released: Released, tmp_path: Path) -> None:
+    line = "Test_Canary_Red"
+    described = Description(name="red", line=line, metadata={"os_version": "13", "os_purpose": "custom"})
+    hasty = impatient(released)
+    first = hasty.release(make_bundle(tmp_path / "1", line=line, description=described))
+    before = hasty.latest(line)
+    tomorrow = now() + timedelta(days=1)
+    second = hasty.release(make_bundle(tmp_path / "2", line=line, description=described, built_at=tomorrow))
+    assert hasty.latest(line).id == second.image_id
+    (judged,) = hasty.canary(second, "red").canaries
+    assert (judged.green, judged.rolled_back) == (False, True)
+    assert "did not get to the end of its boot within 15 s" in judged.faults[0]
+    after = hasty.latest(line)
+    assert (after.id, after.role) == (first.image_id, "latest") == (before.id, "latest")
+    (again,) = hasty.canary(second, "red-again").canaries
+    assert (again.green, again.rolled_back) == (False, True)
+    assert hasty.latest(line).id == first.image_id, "it is not rolled back twice"
+
+
+@pytest.mark.slow
+def test_a_green_canary_leaves_the_latest_as_it_is(released: Released, night: NightRun) -> None:
+    """One boot of the whole image; CI sees it in the night that goes through a tenant."""
+    bundle = night.run.read("sign", Bundle)
+    made = released.release(bundle)
+    (judged,) = released.canary(made, "green").canaries
+    assert judged.faults == ()
+    assert judged.boot_s > 0
+    assert released.latest(bundle.artifact.recipe.description.line).id == made.image_id
+    other = replace(made, image_id="00000000-0000-0000-0000-000000000000")
+    (gone,) = released.canary(other, "other").canaries
+    assert "was withdrawn before its canary" in gone.faults[0]
