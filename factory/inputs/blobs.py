@@ -9,6 +9,7 @@ of an earlier run reads it through :meth:`BlobStore.known`, which hashes it agai
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -18,6 +19,8 @@ from typing import IO
 
 from factory.errors import InputsError
 from factory.system.files import Digests, digests
+
+_CHUNK_BYTES = 1 << 20
 
 
 class Incoming:
@@ -31,9 +34,29 @@ class Incoming:
     def write(self, chunk: bytes) -> None:
         """Add to the file."""
         self._file.write(chunk)
+        self._count(chunk)
+
+    def _count(self, chunk: bytes) -> None:
         self._sha256.update(chunk)
         self._sha512.update(chunk)
         self._size += len(chunk)
+
+    @property
+    def size_bytes(self) -> int:
+        """How much was written so far."""
+        return self._size
+
+    def take_in(self) -> None:
+        """Count what stands in the file already."""
+        self._file.seek(0)
+        while chunk := self._file.read(_CHUNK_BYTES):
+            self._count(chunk)
+
+    def restart(self) -> None:
+        """Forget what was written."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._sha256, self._sha512, self._size = hashlib.sha256(), hashlib.sha512(), 0
 
     @property
     def digests(self) -> Digests:
@@ -48,6 +71,7 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._links = root / "by-sha256"
+        self._locks = root / ".locks"
 
     def prepare(self) -> None:
         """Make the folders."""
@@ -69,6 +93,29 @@ class BlobStore:
             raise InputsError(f"'{self.root}' cannot take a recorded file", facts=(("said", str(full)),)) from full
         finally:
             path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def resumed(self, sha256: str) -> Iterator[Incoming]:
+        """A file that must come to have this SHA-256, with what an earlier try left of it; what is not kept is left.
+
+        Only for who holds it :meth:`alone`.
+        """
+        path = self.root / f".partial-{sha256}"
+        try:
+            with path.open("a+b") as file:
+                incoming = Incoming(file, path)
+                incoming.take_in()
+                yield incoming
+        except OSError as full:
+            raise InputsError(f"'{self.root}' cannot take a recorded file", facts=(("said", str(full)),)) from full
+
+    @contextlib.contextmanager
+    def alone(self, sha256: str) -> Iterator[None]:
+        """Wait until nobody else on this host fetches the file with this SHA-256; the kernel frees it when we die."""
+        self._locks.mkdir(exist_ok=True, mode=0o700)
+        with (self._locks / sha256[:2]).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def keep(self, incoming: Incoming) -> Digests:
         """Give a complete file its name."""

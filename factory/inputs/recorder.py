@@ -28,7 +28,7 @@ from factory.inputs.blobs import BlobStore, Incoming
 from factory.inputs.lock import Input
 from factory.inputs.upstream import Upstream
 
-_OK = 200
+_OK, _PARTIAL, _NOT_THAT_LONG = 200, 206, 416
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,38 +61,62 @@ class Recorder(Answers):
         if posixpath.basename(plain) == "InRelease":
             return self._signed_index(repository, path)
         expected = self._expected(repository, plain)
-        if expected is not None and (found := self.store.known(expected)) is not None:
-            answer = answered(repository, path, found)
+        if expected is None:
+            answer = self._fetch(repository, path)
         else:
-            answer = self._fetch(repository, path, expected)
+            with self.store.alone(expected):  # whoever waited here finds it in the store
+                found = self.store.known(expected)
+                answer = answered(repository, path, found) if found else self._fetch_signed(repository, path, expected)
         if answer.found:
             self._note_packages(repository, plain, answer)
         return answer
 
-    def _fetch(self, repository: str, path: str, expected: str | None) -> Input:
+    def _fetch(self, repository: str, path: str) -> Input:
+        """Get a file of which no index tells the content."""
         with self.store.incoming() as incoming:
             status = self._receive(repository, path, incoming)
             if status != _OK:
                 return Input(repository=repository, path=path, status=status)
-            found = incoming.digests
-            if expected is not None and found.sha256 != expected:
-                raise InputsError(
-                    f"repository '{repository}' serves another '{posixpath.basename(unquote(path))}' than it signed",
-                    facts=(
-                        ("address", self.address(repository, path)),
-                        ("signed", f"sha256 {expected}"),
-                        ("served", f"sha256 {found.sha256}, {found.size_bytes} bytes"),
-                    ),
-                    hint="the mirror is damaged or in the middle of an update; try again, or use another one",
-                )
             return answered(repository, path, self.store.keep(incoming))
 
+    def _fetch_signed(self, repository: str, path: str, expected: str) -> Input:
+        """Get a file of which a signed index tells the content; half of it may be here from an earlier try."""
+        with self.store.resumed(expected) as incoming:
+            resumed = incoming.size_bytes > 0
+            status = self._receive(repository, path, incoming)
+            if resumed and status == _OK and incoming.digests.sha256 != expected:
+                incoming.restart()  # the half was of something else
+                status = self._receive(repository, path, incoming)
+            if status != _OK:
+                return Input(repository=repository, path=path, status=status)
+            found = incoming.digests
+            if found.sha256 == expected:
+                return answered(repository, path, self.store.keep(incoming))
+            incoming.restart()
+        raise InputsError(
+            f"repository '{repository}' serves another '{posixpath.basename(unquote(path))}' than it signed",
+            facts=(
+                ("address", self.address(repository, path)),
+                ("signed", f"sha256 {expected}"),
+                ("served", f"sha256 {found.sha256}, {found.size_bytes} bytes"),
+            ),
+            hint="the mirror is damaged or in the middle of an update; try again, or use another one",
+        )
+
     def _receive(self, repository: str, path: str, incoming: Incoming) -> int:
-        with self._upstream.get(self.address(repository, path)) as (status, body):
-            if status == _OK:
+        """Add what the mirror gives to what is there; 200 when it gave the whole, or the rest."""
+        start = incoming.size_bytes
+        with self._upstream.get(self.address(repository, path), start=start) as (status, body):
+            if status == _OK and start:
+                incoming.restart()
+            if status in {_OK, _PARTIAL}:
                 for chunk in body:
                     incoming.write(chunk)
-            return status
+                return _OK
+        if status == _NOT_THAT_LONG and start:
+            incoming.restart()
+            return self._receive(repository, path, incoming)
+        return status
 
     def _signed_index(self, repository: str, path: str) -> Input:
         with self.store.incoming() as incoming:

@@ -2,7 +2,8 @@
 """The recorder as an HTTP server on a socket it was handed.
 
 The socket was made inside a box, in whose network nothing else answers; it is served from the host's network, where the
-mirrors are. ``/<alias>/<path>`` is a repository's file; only GET and HEAD; connections are kept.
+mirrors are. ``/<alias>/<path>`` is a repository's file; only GET and HEAD; connections are kept. A file's entity tag is
+its SHA-512, so that clients can ask on condition and for parts (RFC 9110, 13 and 14): one range at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import http.server
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from urllib.parse import unquote
 
@@ -23,7 +24,10 @@ from factory.inputs.lock import Input
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+")
 _REFUSED = re.compile(r"[/\\\x00-\x1f\x7f]")
+_RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
 _IDLE_S = 120
+OUTSIDE = (-1, 0)
+"""A range that begins behind the end of the file."""
 
 
 def parse_target(target: str) -> tuple[str, str] | None:
@@ -41,6 +45,29 @@ def parse_target(target: str) -> tuple[str, str] | None:
         if not _SEGMENT.fullmatch(segment) or plain in {".", ".."} or _REFUSED.search(plain):
             return None
     return alias, "/".join(segments)
+
+
+def parse_range(text: str, size_bytes: int) -> tuple[int, int] | None:
+    """Start and length that a Range header asks for; :data:`OUTSIDE`, or None when the whole file is the answer.
+
+    Several ranges, other units and malformed ones are ignored, as RFC 9110 lets a server do.
+    """
+    asked = _RANGE.fullmatch(text.strip())
+    if asked is None or not (asked[1] or asked[2]):
+        return None
+    if not asked[1]:
+        length = min(int(asked[2]), size_bytes)
+        return (size_bytes - length, length) if length else OUTSIDE
+    start, last = int(asked[1]), int(asked[2]) if asked[2] else size_bytes - 1
+    if asked[2] and last < start:
+        return None
+    return (start, min(last, size_bytes - 1) - start + 1) if start < size_bytes else OUTSIDE
+
+
+def _names(condition: str, tag: str) -> bool:
+    """Whether an If-None-Match header names this entity tag."""
+    tags = [one.strip().removeprefix("W/") for one in condition.split(",")]
+    return "*" in tags or tag in tags
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -90,18 +117,42 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 the base class names it
 
     def _send(self, answer: Input) -> None:
+        tag = f'"{answer.sha512}"'
+        if _names(self.headers.get("If-None-Match", ""), tag):
+            self.send_response(HTTPStatus.NOT_MODIFIED)
+            self.send_header("ETag", tag)
+            self.end_headers()
+            return
+        wanted = self.headers.get("Range", "")
+        if self.headers.get("If-Range", tag) != tag or self.command == "HEAD":
+            wanted = ""
+        part = parse_range(wanted, answer.size_bytes) if wanted else None
+        if part == OUTSIDE:
+            self._refuse(
+                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+                "the file is shorter",
+                headers={"Content-Range": f"bytes */{answer.size_bytes}"},
+            )
+            return
+        start, length = part or (0, answer.size_bytes)
         with self.server.recorder.store.path(answer.sha512).open("rb") as file:
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Length", str(answer.size_bytes))
+            self.send_response(HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK)
+            if part:
+                self.send_header("Content-Range", f"bytes {start}-{start + length - 1}/{answer.size_bytes}")
+            self.send_header("Content-Length", str(length))
             self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("ETag", tag)
             self.end_headers()
             self.wfile.flush()
-            if self.command != "HEAD":
-                self.connection.sendfile(file)
+            if self.command != "HEAD" and length:
+                self.connection.sendfile(file, start, length)
 
-    def _refuse(self, status: HTTPStatus, why: str) -> None:
+    def _refuse(self, status: HTTPStatus, why: str, *, headers: Mapping[str, str] | None = None) -> None:
         body = f"{why}\n".encode(errors="replace")
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.end_headers()

@@ -18,6 +18,7 @@ from factory.system.secrets import Login
 _HOPS = 5
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _UNAUTHORIZED = 401
+_PARTIAL = 206
 _SERVER_FAULT = 500
 _CHUNK_BYTES = 1 << 18
 _HEADERS = {"User-Agent": "image-factory", "Accept-Encoding": "identity"}
@@ -47,30 +48,38 @@ class Upstream:
         self._tls = ssl.create_default_context()
 
     @contextlib.contextmanager
-    def get(self, address: str) -> Iterator[tuple[int, Iterator[bytes]]]:
+    def get(self, address: str, *, start: int = 0) -> Iterator[tuple[int, Iterator[bytes]]]:
         """The status of an address, and its body in pieces.
 
-        A body that ends early raises while it is read.
+        A body that is cut is gone on with where it was cut, as long as the mirror says that the file is still the same
+        (RFC 9110, 13.1.5 and 14.2); one that ends early all the same raises while it is read.
+
+        Args:
+            start: leave out so many bytes at the beginning. The status is 206 when the mirror does, and 200 or 416
+                when it does not.
 
         Raises:
             InputsError: no answer after several attempts, an error of the server, a redirect we do not follow, or
                 credentials that the mirror does not take.
         """
         for _ in range(_HOPS):
-            answer = self._ask(address)
+            answer = self._ask(address, {"Range": f"bytes={start}-"} if start else {})
             if answer.status == _UNAUTHORIZED:
                 self._drop(urlsplit(address))
                 raise self._no_entry(address)
             if answer.status not in _MOVED:
-                yield answer.status, self._body(answer, address)
-                if not answer.isclosed():
-                    self._drop(urlsplit(address))
+                latest = [answer]
+                try:
+                    yield answer.status, self._body(latest, address, start if answer.status == _PARTIAL else 0)
+                finally:
+                    if not latest[0].isclosed():
+                        self._drop(urlsplit(address))
                 return
             answer.read()
             address = _moved(address, answer.getheader("Location") or "")
         raise InputsError("a mirror redirects without end", facts=(("address", address),))
 
-    def _ask(self, address: str) -> http.client.HTTPResponse:
+    def _ask(self, address: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         parts = urlsplit(address)
         said = ""
         for attempt in range(self._attempts):
@@ -79,7 +88,7 @@ class Upstream:
             try:
                 connection = self._connection(parts)
                 target = parts.path + (f"?{parts.query}" if parts.query else "")
-                connection.request("GET", target, headers={**_HEADERS, **self._authorization(address)})
+                connection.request("GET", target, headers={**_HEADERS, **self._authorization(address), **headers})
                 answer = connection.getresponse()
             except (http.client.HTTPException, OSError) as away:
                 self._drop(parts)
@@ -110,17 +119,39 @@ class Upstream:
             hint="check user and password of this mirror under [repositories.IMAGE] in site.toml",
         )
 
-    def _body(self, answer: http.client.HTTPResponse, address: str) -> Iterator[bytes]:
-        length, received = answer.getheader("Content-Length"), 0
-        try:
-            while chunk := answer.read(_CHUNK_BYTES):
-                received += len(chunk)
-                yield chunk
-        except (http.client.HTTPException, OSError) as cut:
-            raise InputsError("a mirror cut a file short", facts=(("address", address), ("said", str(cut)))) from cut
-        if length is not None and length.isdecimal() and received != int(length):
-            facts = (("address", address), ("expected", length), ("received", str(received)))
-            raise InputsError("a mirror cut a file short", facts=facts, hint="try again")
+    def _body(self, latest: list[http.client.HTTPResponse], address: str, start: int) -> Iterator[bytes]:
+        """The body from ``start`` on; asked for again from where it was cut while the mirror has the same file.
+
+        ``latest`` always holds the answer that is being read.
+        """
+        (answer,) = latest
+        length = answer.getheader("Content-Length", "")
+        end = start + int(length) if length.isdecimal() else None
+        mark = _validator(answer)
+        at, said = start, ""
+        for _ in range(self._attempts):
+            try:
+                while chunk := answer.read(_CHUNK_BYTES):
+                    at += len(chunk)
+                    yield chunk
+            except (http.client.HTTPException, OSError) as cut:
+                said = str(cut) or type(cut).__name__
+            if not said and (end is None or at == end):
+                return
+            self._drop(urlsplit(address))
+            if end is None or at > end or not mark:
+                break
+            latest[0] = answer = self._ask(address, {"Range": f"bytes={at}-", "If-Range": mark})
+            if answer.status != _PARTIAL or not answer.getheader("Content-Range", "").startswith(f"bytes {at}-"):
+                self._drop(urlsplit(address))
+                break
+            said = ""
+        facts = [("address", address), ("expected", str(end)), ("received", str(at)), ("said", said)]
+        raise InputsError(
+            "a mirror cut a file short",
+            facts=tuple(fact for fact in facts if fact[1] not in {"", "None"}),
+            hint="try again",
+        )
 
     def _connection(self, parts: SplitResult) -> http.client.HTTPConnection:
         kept: dict[str, http.client.HTTPConnection] = self._local.__dict__
@@ -137,6 +168,12 @@ class Upstream:
         connection = kept.pop(f"{parts.scheme}://{parts.netloc}", None)
         if connection is not None:
             connection.close()
+
+
+def _validator(answer: http.client.HTTPResponse) -> str:
+    """What tells a file from a later one of the same name: a strong entity tag, else the time it was changed."""
+    tag = answer.getheader("ETag", "")
+    return tag if tag.startswith('"') else answer.getheader("Last-Modified", "")
 
 
 def _moved(address: str, location: str) -> str:
