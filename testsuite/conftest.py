@@ -189,7 +189,7 @@ def compute_cloud(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest
     folder = tmp_path_factory.mktemp("compute-cloud")
     with cloud.compute_cloud(folder, say=pytestconfig.stash[_PROGRESS].say) as found:
         yield found
-    assert not cloud.left_of(found)
+    assert not cloud.left_of(found, wait_s=30)
 
 
 class Progress:
@@ -211,6 +211,12 @@ class Progress:
 
 
 _PROGRESS = pytest.StashKey[Progress]()
+
+
+@pytest.fixture(scope="session")
+def progress(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Says a line past pytest's capture."""
+    return pytestconfig.stash[_PROGRESS].say
 
 
 @pytest.hookimpl(trylast=True)

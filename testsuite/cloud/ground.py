@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from factory.errors import CloudError
+from factory.system import daemon
 from factory.system.files import remove, write_whole
 from factory.system.lock import exclusive
 from factory.system.run import run
@@ -89,9 +91,17 @@ class Leaving(Protocol):
     def guests(self) -> GuestsNetwork: ...
 
 
-def left_of(cloud: Leaving) -> list[str]:
-    """What is still there of a cloud that has ended: processes of its box, devices, routes, mounts."""
-    left = [f"process {pid}" for pid in (cloud.box.pid, cloud.guests.namespace.pid) if Path(f"/proc/{pid}").exists()]
+def left_of(cloud: Leaving, *, wait_s: float = 0) -> list[str]:
+    """What is still there of a cloud that has ended (after ``wait_s``): processes, devices, routes, mounts."""
+    deadline = time.monotonic() + wait_s
+    while (left := _left(cloud)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
+
+
+def _left(cloud: Leaving) -> list[str]:
+    holders = (cloud.box.pid, cloud.guests.namespace.pid)
+    left = [f"process {pid}" for pid in holders if daemon.start_ticks(pid) is not None]
     left += [f"process {pid} holds {cloud.folder}" for pid in _users(cloud.folder)]
     devices = (cloud.guests.device, cloud.guests.link)
     left += [f"device {name}" for name in devices if Path("/sys/class/net", name).exists()]

@@ -277,20 +277,39 @@ def post_fork(server, worker):
     del sys.argv[1:]
 """
 
-AGENT = """\
-# The agent forks after opening its privilege separation channel; the worker then waits for answers which only its
-# parent receives, and never reports. We are root already: call the privileged functions in the agent's own process.
+
+def agent(settings: Settings) -> str:
+    """A launcher for Neutron's macvtap agent, with two of its faults mended."""
+    return f"""\
+# It forks after opening its privilege separation channel; the worker then waits for answers which only its parent
+# receives, and never reports. We are root already: call the privileged functions in the agent's own process.
+import contextlib
 import sys
+from pathlib import Path
 
 from neutron import privileged
 
 for context in vars(privileged).values():
     if hasattr(context, "set_client_mode"):
         context.set_client_mode(False)
-sys.argv[0] = "neutron-macvtap-agent"
-from neutron.cmd.plugins.macvtap_neutron_agent import main
 
-sys.exit(main())
+from neutron.cmd.plugins import macvtap_neutron_agent
+from neutron.plugins.ml2.drivers.macvtap.agent.macvtap_neutron_agent import MacvtapManager
+
+
+# It takes every macvtap interface of the host for a guest of its own, and ends when one goes while it looks.
+def get_all_devices(self):
+    found = {{}}
+    for lower in Path("/sys/class/net").glob("macvtap*/lower_{settings.device}"):
+        with contextlib.suppress(OSError):
+            found[(lower.parent / "address").read_text().strip()] = lower.parent.name
+    self.mac_device_name_mappings = found
+    return set(found)
+
+
+MacvtapManager.get_all_devices = get_all_devices
+sys.argv[0] = "neutron-macvtap-agent"
+sys.exit(macvtap_neutron_agent.main())
 """
 
 
@@ -335,7 +354,7 @@ def configuration(settings: Settings) -> Mapping[Path, str]:
         settings.nova_conf.with_name("api-paste.ini"): (settings.environment / "etc/nova/api-paste.ini").read_text(),
         settings.gunicorn_conf: GUNICORN,
         settings.etc / "libvirtd.conf": LIBVIRTD_CONF,
-        settings.etc / "agent.py": AGENT,
+        settings.etc / "agent.py": agent(settings),
         settings.etc / "rabbitmq.conf": broker_conf(settings),
     }
 

@@ -268,10 +268,7 @@ def test_a_guest_and_its_host_die_with_a_killed_maker(tmp_path: Path) -> None:
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    deadline = time.monotonic() + 30
-    while left_of(on) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert left_of(on) == []
+    assert left_of(on, wait_s=30) == []
     assert not Path(f"/proc/{guests[0]}").exists()
     assert not carried(device)
     assert listing(Path("/etc")) == etc
