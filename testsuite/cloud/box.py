@@ -40,7 +40,7 @@ class Box:
         *,
         log: Path | None = None,
         env: Mapping[str, str] | None = None,
-        timeout_s: float = 300,
+        timeout_s: float = 900,
         stdin: bytes | None = None,
         check: bool = True,
     ) -> Completed:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _DOMAIN = "default"
 _USERS = {"placement": "placement", "network": "neutron", "compute": "nova"}
-_COMPUTE_UP_S = 180.0
+_COMPUTE_UP_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
