@@ -219,5 +219,5 @@ def probe_clouds(
         with open_store(target, state=here.state, say=say) as store:
             assert isinstance(store, GlanceStore)
             shown = f"{target.cloud} {target.region_name}".strip()
-            found[shown] = probe(store, visibility=target.visibility, now=now(), say=say)
+            found[shown] = probe(store, visibility=target.visibility, without=target.without, now=now(), say=say)
     return found

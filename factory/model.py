@@ -221,7 +221,8 @@ class Target:
     """A cloud to publish to: ``cloud`` is a name in clouds.yaml, or ``embedded``; ``policy`` shadow or overlap.
 
     ``aged_purpose`` is the ``os_purpose`` of a generic image that is not the latest any more (SCS-0102); ``canary`` is
-    the tenant that boots ``<line>_latest`` by its name after each rotation, or None.
+    the tenant that boots ``<line>_latest`` by its name after each rotation, or None. ``without`` is what its Glance
+    lacks: ``chosen-ids``, ``hidden``, ``together``.
     """
 
     cloud: str = "embedded"
@@ -230,6 +231,7 @@ class Target:
     region_name: str = ""
     vendor: str = "factory"
     aged_purpose: str = "oldgeneric"
+    without: tuple[str, ...] = ()
     otc: Otc | None = None
     signature: PlatformSignature | None = None
     canary: Tenant | None = None

@@ -209,7 +209,7 @@ def _claim(
             **(signature_properties(target.signature, artifact.sha512) if target.signature else {}),
         }
         try:
-            return store.create(image_id, claim)
+            return _out_of_lists(store.create(image_id, claim), store)
         except IdTaken:
             holder = store.get(image_id)
             if holder is not None and holder.owner == store.project_id and holder.line == line:
@@ -225,6 +225,21 @@ def _claim(
         f"none of {_CLAIMS} generations of '{line}' could be claimed",
         hint="did somebody delete images of this line, or take its ids on purpose?",
     )
+
+
+def _out_of_lists(image: StoredImage, store: ImageStore) -> StoredImage:
+    """The record, if it is hidden as was asked for.
+
+    Raises:
+        StoreError: this cloud hides nothing; the record was deleted.
+    """
+    if not image.hidden:
+        store.delete(image.id)
+        raise StoreError(
+            "this cloud knows no hidden images; the candidate was deleted",
+            hint="set without = [\"hidden\"] in its [[target]]; 'factory doctor --cloud' tells what else it lacks",
+        )
+    return image
 
 
 def _is_claim(image: StoredImage, claim: dict[str, object]) -> bool:

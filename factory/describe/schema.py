@@ -268,6 +268,7 @@ class TargetTable(Closed):
     region_name: Text | Literal[""] = ""
     vendor: Name = "factory"
     aged_purpose: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")] = "oldgeneric"
+    without: list[Literal["chosen-ids", "hidden", "together"]] = Field(default_factory=list)
     otc: bool = False
     signature: SignatureTable | None = None
     canary: TenantTable | None = None

@@ -81,7 +81,8 @@ def _tenant_faults(shown: str, read: SiteFile, lines: Mapping[KeyPath, int]) -> 
 def _target(read: TargetTable, site: SiteFile, folder: Path) -> Target:
     signature = read.signature
     return Target(
-        **read.model_dump(exclude={"otc", "signature", "canary"}),
+        **read.model_dump(exclude={"otc", "signature", "canary", "without"}),
+        without=tuple(read.without),
         otc=_otc(site.otc) if read.otc else None,
         canary=_tenant(read.canary, site) if read.canary else None,
         signature=PlatformSignature(key=folder / Path(signature.key).expanduser(), certificate=signature.certificate)

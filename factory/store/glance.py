@@ -8,11 +8,12 @@ copy lacks; ``create_image`` and ``find_image`` look names up first. So the requ
 
 from __future__ import annotations
 
+import email.utils
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlencode
@@ -76,8 +77,8 @@ _HINTS = {
 }
 
 
-def _unobserved(_when: Literal["before", "after"], _request: str) -> None:
-    return
+def unobserved(_when: Literal["before", "after"], _request: str) -> None:
+    """Nobody watches."""
 
 
 def connect_glance(
@@ -87,9 +88,13 @@ def connect_glance(
     direct: bool = False,
     region_name: str = "",
     holder: str = "",
-    observer: Observer = _unobserved,
+    observer: Observer = unobserved,
+    without: Sequence[str] = (),
 ) -> GlanceStore:
     """The Glance of a cloud in clouds.yaml (``clouds_yaml``, else where openstacksdk looks); nothing is sent yet.
+
+    Args:
+        without: what this cloud's Glance lacks, see :mod:`factory.store.narrow`.
 
     Raises:
         StoreError: no such cloud there.
@@ -102,6 +107,10 @@ def connect_glance(
         raise StoreError(
             f"the cloud '{cloud}' cannot be used", hint="name a cloud of your clouds.yaml in site.toml, [[target]]"
         ) from failed
+    if without:
+        from factory.store.narrow import NarrowGlance
+
+        return NarrowGlance(connection, cloud=cloud, without=without, holder=holder, observer=observer)
     return GlanceStore(connection, cloud=cloud, holder=holder, observer=observer)
 
 
@@ -109,13 +118,14 @@ class GlanceStore:
     """An :class:`factory.store.ImageStore` on a real Glance."""
 
     def __init__(
-        self, connection: Connection, *, cloud: str, holder: str = "", observer: Observer = _unobserved
+        self, connection: Connection, *, cloud: str, holder: str = "", observer: Observer = unobserved
     ) -> None:
         self._connection = connection
         self._cloud = cloud
         self._observer = observer
         self._holder = holder
         self._project_id = ""
+        self._date = ""
 
     @property
     def holder(self) -> str:
@@ -126,6 +136,14 @@ class GlanceStore:
         if not self._project_id:
             self._project_id = str(self._authorized(lambda: self._connection.current_project_id))
         return self._project_id
+
+    @property
+    def clock(self) -> datetime | None:
+        try:
+            there = email.utils.parsedate_to_datetime(self._date)
+        except ValueError:
+            return None
+        return there.replace(tzinfo=there.tzinfo or UTC)
 
     def close(self) -> None:
         """Close the connections to the cloud."""
@@ -176,9 +194,11 @@ class GlanceStore:
             hint="somebody else works on them; try again later",
         )
 
-    def _list(self, filters: Mapping[str, str], *, hidden: bool) -> dict[str, StoredImage]:
+    def _list(self, filters: Mapping[str, str], *, hidden: bool | None) -> dict[str, StoredImage]:
         found: dict[str, StoredImage] = {}
-        query = {**filters, "visibility": "all", "os_hidden": str(hidden).lower(), "limit": str(_PAGE)}
+        query = {**filters, "visibility": "all", "limit": str(_PAGE)}
+        if hidden is not None:
+            query["os_hidden"] = str(hidden).lower()
         while True:
             body = self._send("GET", f"/images?{urlencode(query)}").json()
             images = [parse(record) for record in body["images"]]
@@ -190,7 +210,9 @@ class GlanceStore:
     # -- writing --------------------------------------------------------------------------------------------------
 
     def create(self, image_id: str, attributes: Mapping[str, object]) -> StoredImage:
-        body = {"id": image_id, "disk_format": "qcow2", "container_format": "bare", **attributes}
+        body = {"disk_format": "qcow2", "container_format": "bare", **attributes}
+        if image_id:
+            body["id"] = image_id
         answer = self._send("POST", "/images", json=body, accept=(201, _CONFLICT))
         if answer.status_code == _CONFLICT:
             raise IdTaken(f"the image id {image_id} is taken or burnt in '{self._cloud}'", facts=(_said(answer),))
@@ -283,6 +305,7 @@ class GlanceStore:
                 ) from failed
             time.sleep(delay_s)
         assert answer is not None
+        self._date = answer.headers.get("Date", self._date)
         if answer.status_code not in accept:
             raise StoreError(
                 f"the image service of '{self._cloud}' refused a request (status {answer.status_code})",
@@ -319,6 +342,12 @@ class GlanceStore:
 
         try:
             return ask(), None
+        except failures.SSLFailure as failed:
+            raise StoreError(
+                f"the cloud '{self._cloud}' is not who it says it is, or speaks no TLS",
+                facts=(("said", _plain(str(failed))),),
+                hint="check its address; for a certificate authority of its own set 'cacert' in clouds.yaml",
+            ) from failed
         except (
             failures.ConnectionError,
             failures.RetriableConnectionFailure,

@@ -36,6 +36,22 @@ def refuse_if_held(
         )
 
 
+def expect_same_time(store: ImageStore, now: datetime, lease_s: float) -> None:
+    """Refuse to judge leases by a clock that goes wrong: a living candidate would seem abandoned.
+
+    Raises:
+        StoreError: our clock and the store's are further apart than half a lease.
+    """
+    there = store.clock
+    if there is None or abs((there - now).total_seconds()) <= lease_s / 2:
+        return
+    raise StoreError(
+        "our clock and the image service's are too far apart to tell who works on a line",
+        facts=(("here", now.isoformat(timespec="seconds")), ("there", there.isoformat(timespec="seconds"))),
+        hint="set the clocks; nothing was changed",
+    )
+
+
 @contextlib.contextmanager
 def holding(store: ImageStore, line: str, images: Sequence[StoredImage]) -> Iterator[str]:
     """Show others that we work on the line, by a record whose id is given; read the line again before changing it.
@@ -81,7 +97,7 @@ def _show(store: ImageStore, line: str, images: Sequence[StoredImage]) -> str:
         except IdTaken:
             found = store.get(wanted)
             if found is not None and found.properties.get("imgfactory_holder") == store.holder:
-                return wanted  # our own, whose answer was lost
+                return found.id  # our own, whose answer was lost
             if found is not None or _state(store.list_line(line)) != _state(images):
                 break
             # burnt, and yet the line is as it was: whoever had it did nothing

@@ -60,6 +60,10 @@ class MemoryStore:
     def project_id(self) -> str:
         return self._project_id
 
+    @property
+    def clock(self) -> datetime | None:
+        return None
+
     def list_line(self, line: str) -> tuple[StoredImage, ...]:
         return tuple(image for image in self.list_all() if image.line == line)
 

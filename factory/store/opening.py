@@ -32,7 +32,9 @@ def open_store(target: Target, *, state: State, say: Say) -> Iterator[ImageStore
         access = up(state.cloud, say=say)
         store = connect_glance(access.publisher, clouds_yaml=access.clouds_yaml, direct=True, holder=holder_of(state))
     else:
-        store = connect_glance(target.cloud, region_name=target.region_name, holder=holder_of(state))
+        store = connect_glance(
+            target.cloud, region_name=target.region_name, holder=holder_of(state), without=target.without
+        )
     try:
         yield store
     finally:

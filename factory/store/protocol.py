@@ -8,6 +8,7 @@ Glance wants them, strings for every property. Images are named by id only; no c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,10 @@ class ImageStore(Protocol):
     @property
     def holder(self) -> str:
         """Who we are to other factories; the same for every run that shares our local locks."""
+
+    @property
+    def clock(self) -> datetime | None:
+        """The service's time at its last answer, None when it tells none: leases are counted from its times."""
 
     def list_line(self, line: str) -> tuple[StoredImage, ...]:
         """Every image of ours with this ``imgfactory_line``, hidden ones too, each once, newest generation first.

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from factory.errors import StoreError
 from factory.model import Role, StoredImage
-from factory.store.holding import holding, refuse_if_held
+from factory.store.holding import expect_same_time, holding, refuse_if_held
 from factory.store.line import (
     HIDDEN,
     LEASE_S,
@@ -143,6 +143,7 @@ def recover(
     done: list[Repair] = []
     for _ in range(_ROUNDS):
         images = store.list_line(line)
+        expect_same_time(store, now, lease_s)
         repairs = decide(images, line=line, now=now, lease_s=lease_s, holder=store.holder, keep=keep)
         if not repairs or repairs[0].case != "C1":
             refuse_if_held(images, line=line, now=now, lease_s=lease_s, holder=store.holder)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +35,10 @@ class CrashingStore:
     @property
     def holder(self) -> str:
         return self._store.holder
+
+    @property
+    def clock(self) -> datetime | None:
+        return self._store.clock
 
     def list_line(self, line: str) -> tuple[StoredImage, ...]:
         return self._store.list_line(line)

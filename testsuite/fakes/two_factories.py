@@ -45,6 +45,10 @@ class Handing:
     def holder(self) -> str:
         return self._store.holder
 
+    @property
+    def clock(self) -> datetime | None:
+        return self._store.clock
+
     def list_line(self, line: str) -> tuple[StoredImage, ...]:
         return self._ask("read", "", lambda: self._store.list_line(line))
 
