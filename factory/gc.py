@@ -110,7 +110,19 @@ def collect(
     Args:
         referenced: ids of runs, or of images in a store, to keep whole whatever their age.
     """
-    plan = plan_gc(look(state), now=now, limits=limits or Limits(), referenced=referenced)
+    return _carry_out(
+        plan_gc(look(state), now=now, limits=limits or Limits(), referenced=referenced), state, dry_run=dry_run
+    )
+
+
+def collect_blobs(state: State, *, now: datetime, dry_run: bool = False, limits: Limits | None = None) -> Collected:
+    """Take away recorded inputs that no run names which is whole still; runs stay as they are."""
+    listing = look(state)
+    whole = [one for one in listing.runs if one.bulk_bytes]
+    return _carry_out(tuple(_blobs(listing, whole, now, limits or Limits())), state, dry_run=dry_run)
+
+
+def _carry_out(plan: tuple[Removal, ...], state: State, *, dry_run: bool) -> Collected:
     skipped = () if dry_run else _apply(plan, state)
     left = {removal.path for removal, _ in skipped}
     done = [removal for removal in plan if removal.path not in left]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.errors import FactoryError
-from factory.gc import Blob, Limits, Listing, RunFolder, collect, expect_space, look, plan_gc
+from factory.gc import Blob, Limits, Listing, RunFolder, collect, collect_blobs, expect_space, look, plan_gc
 from factory.inputs.lock import Input, write_lock
 from factory.model import Bundle, Publication, Rotations
 from factory.system.lock import exclusive
@@ -152,6 +152,20 @@ def night(state: State, day: int, *, published: bool = False) -> Run:
     old = (NOW - timedelta(days=40)).timestamp()
     os.utime(state.blobs / digest, (old, old))
     return run
+
+
+def test_inputs_alone_are_collected_by_the_runs_that_are_whole(state):
+    runs = {day: night(state, day) for day in (11, 12)}
+    orphan = "ff" * 64
+    (state.blobs / orphan).write_bytes(b"x")
+    os.utime(state.blobs / orphan, ((NOW - timedelta(days=40)).timestamp(),) * 2)
+    found = collect_blobs(state, now=NOW, dry_run=True)
+    assert [path.name for path, _ in found.removals] == [orphan]
+    assert (state.blobs / orphan).exists()
+    collect_blobs(state, now=NOW)
+    assert not (state.blobs / orphan).exists()
+    assert all(run.path.exists() for run in runs.values())
+    assert {path.name[:2] for path in state.blobs.iterdir() if path.is_file()} == {"11", "12"}
 
 
 def test_a_collection_leaves_records_and_what_is_current(state):
