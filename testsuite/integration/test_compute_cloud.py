@@ -213,6 +213,19 @@ def test_a_folder_of_something_else_is_not_emptied(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "kept"
 
 
+@pytest.mark.parametrize(("words", "status", "said"), [((), 2, "up DIR"), (("env", "absent"), 3, "no cloud is up")])
+def test_the_command_tells_what_it_cannot_do(tmp_path: Path, words: tuple[str, ...], status: int, said: str) -> None:
+    argv = [
+        sys.executable,
+        "-m",
+        "testsuite.cloud",
+        *(str(tmp_path / word) if word == "absent" else word for word in words),
+    ]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == status
+    assert said in done.stderr
+
+
 # -- what stays when its maker is killed ------------------------------------------------------------------------------
 
 GUEST = """
