@@ -22,7 +22,7 @@ from factory.build import tarball as source
 from factory.build.compare import Contents, Difference, differences
 from factory.build.leftovers import clean_leftovers, own_mark
 from factory.build.peek import Peek
-from factory.errors import InputFault, NotGood
+from factory.errors import BuildError, InputFault, NotGood
 from factory.inputs.lock import Input, read_lock
 from factory.inputs.replay import Replay
 from factory.inputs.sources import Mirror, Source, source_named
@@ -116,7 +116,8 @@ def rebuild(
             epoch=given.manifest.epoch,
         )
         run = scratch.new_run(given.manifest.image, now)
-        made = build(given.recipe(run, now), run=run, state=scratch, say=say, now=now, inputs=replay)
+        with _logs_kept(run, out or state.path / "failed-rebuild"):
+            made = build(given.recipe(run, now), run=run, state=scratch, say=say, now=now, inputs=replay)
         _expect_identity(given.manifest, made)
         say("comparing")
         beside = image or tarball.absolute().parent / made.path.name
@@ -233,6 +234,18 @@ def _unpacked(tarball: Path, folder: Path) -> _Given:
     return _Given(
         tree=tree, records=records, manifest=manifest, lock=read_lock(records / source.LOCK), keyrings=ordered
     )
+
+
+@contextlib.contextmanager
+def _logs_kept(run: Run, folder: Path) -> Iterator[None]:
+    """The logs of a build that fails outlive the scratch folder, and its error names where they are."""
+    try:
+        yield
+    except BuildError as failed:
+        shutil.copytree(run.path / "logs", folder / "logs", dirs_exist_ok=True)
+        moved = (str(run.path / "logs"), str(folder / "logs"))
+        facts = tuple((name, value.replace(*moved)) for name, value in failed.facts)
+        raise BuildError(failed.message, facts=facts, hint=failed.hint) from failed.__cause__
 
 
 def _mirrors(given: Mapping[str, str], manifest: source.Manifest) -> dict[str, Source]:
