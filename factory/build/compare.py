@@ -71,9 +71,20 @@ def differences(
     files = tuple(_files(old[FILES], new[FILES], changed, contents))
     layers = tuple(_layers(recorded, made))
     found = (*_tools(recorded, made), *_lock(old[LOCK], new[LOCK]), *packages, *files, *layers)
+    found += tuple(_results(recorded, made))
     if recorded.results == made.results:
         return tuple(one for one in found if one.what == "tool")
     return found
+
+
+def _results(recorded: Manifest, made: Manifest) -> Iterable[Difference]:
+    """What came out otherwise, beyond what is looked into: a result that differs is never passed over."""
+    known = {recorded.image_name, FILES, PACKAGES, LOCK}
+    for name in sorted({*recorded.results, *made.results} - known):
+        old, new = recorded.results.get(name, ""), made.results.get(name, "")
+        if old != new:
+            classes = ("content",) if old and new else ("missing",) if old else ("added",)
+            yield Difference(what="result", name=name, classes=classes, recorded=old, found=new)
 
 
 def _tools(recorded: Manifest, made: Manifest) -> Iterable[Difference]:

@@ -306,6 +306,18 @@ def test_the_same_image_by_another_tool_names_the_tool_only(made) -> None:
     )
 
 
+def test_a_further_result_that_differs_is_told(made) -> None:
+    lists = {FILES: listing(), PACKAGES: PACKAGES_TEXT.encode(), LOCK: lock_text([]).encode()}
+    results = made.manifest().results
+    found = differences(
+        made.manifest(results={**results, "sbom.json": "1"}),
+        made.manifest(results={**results, "sbom.json": "2"}),
+        old=lists,
+        new=lists,
+    )
+    assert [(one.what, one.name, one.classes) for one in found] == [("result", "sbom.json", ("content",))]
+
+
 def test_holes_and_zeros_are_the_same_layer(tmp_path) -> None:
     partition = RootPartition(number=1, offset_bytes=1 << 20, size_bytes=4 << 20)
     found = []
