@@ -342,7 +342,7 @@ class GlanceStore:
 
         try:
             return ask(), None
-        except failures.SSLFailure as failed:
+        except failures.SSLError as failed:
             raise StoreError(
                 f"the cloud '{self._cloud}' is not who it says it is, or speaks no TLS",
                 facts=(("said", _plain(str(failed))),),
