@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import rotation
+
 PROJECT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 KEPT = PROJECT / "docs" / "explanation" / "measured.md"
@@ -73,6 +75,7 @@ def main() -> None:
             ("bare `kiwi-ng system build` of the same tree", f"{kiwi:.0f} s", ""),
             ("our build stage / bare kiwi", f"{stages['build'] / kiwi:.2f}", "at most 1"),
             ("`factory --help`", f"{help_s():.2f} s", "under 0.3 s"),
+            *rotation.measure(),
         ]
     finally:
         subprocess.run([BIN / "factory", "--state", state, "cloud", "down"], cwd=PROJECT, check=False)

@@ -209,6 +209,10 @@ class Progress:
                 self._reporter.ensure_newline()
                 self._reporter.write_line(line)
 
+    @pytest.hookimpl
+    def pytest_terminal_summary(self) -> None:
+        self.pytest_runtest_logfinish()  # what fixtures said at their end
+
 
 _PROGRESS = pytest.StashKey[Progress]()
 

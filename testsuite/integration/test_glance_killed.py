@@ -7,12 +7,14 @@ judged at once (I1, I2), then one ``reconcile`` brings the line to order, and th
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +77,66 @@ def proxy(embedded_cloud: CloudAccess) -> Iterator[Proxy]:
     finally:
         process.kill()
         process.wait()
+
+
+class Watchers:
+    """Readers of all classes that poll a line in a process of their own, and what they saw of each kind of work."""
+
+    def __init__(self, access: CloudAccess) -> None:
+        argv = [sys.executable, "-m", "testsuite.fakes.polling_readers", str(access.clouds_yaml), access.reader]
+        self.program = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], bufsize=1
+        )
+        self.seen: dict[str, dict[str, Counter[str]]] = {}
+        assert self._told() == "ready"
+
+    def _told(self) -> str:
+        assert self.program.stdout is not None
+        return self.program.stdout.readline().strip()
+
+    def _say(self, words: str) -> None:
+        assert self.program.stdin is not None
+        self.program.stdin.write(words + "\n")
+        self.program.stdin.flush()
+
+    @contextlib.contextmanager
+    def watching(self, work: Work, line: str, image_id: str | None) -> Iterator[None]:
+        """Poll while the block runs. Lookups by the SDK may miss once (they are two requests), never twice in turn."""
+        self._say(json.dumps({"line": line, "id": image_id}))
+        assert self._told() == "watching"
+        try:
+            yield
+        finally:
+            self._say("")
+            found: dict[str, dict[str, int]] = json.loads(self._told())
+            for name, one in found.items():
+                self.seen.setdefault(work.name, {}).setdefault(name, Counter()).update(one)
+        assert found["R-id"]["none"] == 0
+        if work.policy == "shadow":
+            assert found["R-sdk"]["several"] == found["R-sdk"]["repeated"] == 0, found
+            assert found["R-one"]["several"] == found["R-prop"]["several"] == 0, found
+
+    def table(self) -> str:
+        """What each class saw of each work: one image / none / several."""
+        names = ("R-sdk", "R-one", "R-new", "R-prop", "R-id")
+        rows = [["work, killed at each request", *names]]
+        for work, seen in self.seen.items():
+            rows.append(
+                [work, *(f"{seen[one]['one']} / {seen[one]['none']} / {seen[one]['several']}" for one in names)]
+            )
+        rows.insert(1, ["---"] * len(rows[0]))
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def watchers(embedded_cloud: CloudAccess, progress: Callable[[str], None]) -> Iterator[Watchers]:
+    made = Watchers(embedded_cloud)
+    try:
+        yield made
+    finally:
+        made.program.kill()
+        made.program.wait()
+        progress(made.table())
 
 
 def through(tenant: Tenant, proxy: Proxy) -> GlanceStore:
@@ -275,7 +337,15 @@ def kill_points() -> Iterator[object]:
 
 
 @pytest.mark.parametrize(("work", "number", "moment"), list(kill_points()))
-def test_killed_at_any_request(scene: Scene, work: Work, number: int, moment: str, tmp_path: Path) -> None:
+def test_killed_at_any_request(
+    scene: Scene, work: Work, number: int, moment: str, tmp_path: Path, watchers: Watchers
+) -> None:
+    found = scene.readers.sdk(latest_name(scene.line)) if work.before and work.policy != "foreign" else None
+    with watchers.watching(work, scene.line, found) if found else contextlib.nullcontext():
+        kill(scene, work, number, moment, tmp_path)
+
+
+def kill(scene: Scene, work: Work, number: int, moment: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
 
     def killed() -> None:

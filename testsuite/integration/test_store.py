@@ -14,19 +14,48 @@ from factory.store.memory import MemoryGlance, MemoryStore
 from factory.store.protocol import IdTaken, ImageStore, NotWanted
 from factory.system.files import digests
 from testsuite.fakes.bundles import VIRTUAL_BYTES, make_qcow2
+from testsuite.fakes.narrow_glance import narrowed
+from testsuite.integration.cloud_fixtures import Tenant
+from testsuite.integration.test_narrow_clouds import RULES, narrow
 
 Pair = tuple[ImageStore, ImageStore]
+WHOLE, NARROW = ("memory", "glance"), tuple(RULES)
+"""``NARROW``: the real one without what test_narrow_clouds.py takes away, which the store does without."""
 
 
-@pytest.fixture(params=["memory", pytest.param("glance", marks=pytest.mark.needs_glance)])
-def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+def chosen(*names: str) -> list[object]:
+    return [name if name == "memory" else pytest.param(name, marks=pytest.mark.needs_glance) for name in names]
+
+
+def two_projects(kind: str, request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Two projects in one image service."""
-    if request.param == "memory":
+    if kind == "memory":
         service = MemoryGlance()
         yield MemoryStore(service, "one", holder="h"), MemoryStore(service, "two", holder="h")
-    else:
-        new_tenant: Callable[..., object] = request.getfixturevalue("new_tenant")
-        yield new_tenant().store(holder="h"), new_tenant().store(holder="h")  # type: ignore[attr-defined]
+        return
+    make: Callable[[], Tenant] = request.getfixturevalue("new_tenant")
+    one, two = make(), make()
+    if kind == "glance":
+        yield one.store(holder="h"), two.store(holder="h")
+        return
+    with narrowed(one.store().address(), RULES[kind]()) as address:
+        yield narrow(one, address, kind, holder="h"), narrow(two, address, kind, holder="h")
+
+
+@pytest.fixture(params=chosen(*WHOLE, *NARROW))
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    yield from two_projects(request.param, request)
+
+
+@pytest.fixture(params=chosen(*WHOLE, "hidden", "together"))
+def pair_with_ids(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    yield from two_projects(request.param, request)
+
+
+@pytest.fixture(params=chosen(*WHOLE, "chosen-ids", "hidden"))
+def store_of_whole_patches(request: pytest.FixtureRequest) -> Iterator[ImageStore]:
+    for one, _ in two_projects(request.param, request):
+        yield one
 
 
 @pytest.fixture
@@ -66,11 +95,11 @@ def test_a_record_is_as_it_was_asked_for(store: ImageStore) -> None:
     assert (made.hash_value, made.size_bytes) == ("", None)
 
 
-def test_an_id_is_taken_once_and_stays_burnt(pair: Pair) -> None:
-    store, other = pair
+def test_an_id_is_taken_once_and_stays_burnt(pair_with_ids: Pair) -> None:
+    store, other = pair_with_ids
     image_id = fresh()
     store.create(image_id, record("L"))
-    for whoever in pair:
+    for whoever in pair_with_ids:
         with pytest.raises(IdTaken):
             whoever.create(image_id, record("M"))
     assert other.get(image_id) is None
@@ -140,7 +169,8 @@ def test_a_patch_sets_everything_and_may_be_sent_twice(store: ImageStore) -> Non
     [{"number": 1}, {"os_hidden": "true"}, {"min_disk": "4"}, {"os_hash_value": "0"}, {"name": "x" * 256}],
     ids=str,
 )
-def test_a_patch_with_one_fault_changes_nothing(store: ImageStore, wrong: dict[str, object]) -> None:
+def test_a_patch_with_one_fault_changes_nothing(store_of_whole_patches: ImageStore, wrong: dict[str, object]) -> None:
+    store = store_of_whole_patches
     made = store.create(fresh(), record("L"))
     with pytest.raises(StoreError, match="refused"):
         store.patch(made.id, {"name": "changed", **wrong})
