@@ -25,10 +25,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from factory.model import Site
 from factory.region.certificates import issue
+from factory.region.embedded import with_embedded_client
 from factory.region.packages import build_packages, payloads
 from factory.region.repositories import FolderRepository
-from factory.region.services import RegionServices, serve
+from factory.region.services import RegionServices, serve, verification_for
 from factory.region.update_settings import VerificationSettings
 from factory.sandbox.network import sandbox_network
 from factory.system.clock import now
@@ -88,7 +90,8 @@ cat /var/log/cloudregister
 """
 TRACES = """
 for path in /etc/guestregister/credentials /etc/apt/auth.conf.d/*guestregister* \\
-    /etc/apt/sources.list.d/*guestregister* /usr/local/share/ca-certificates/registration_server_*; do
+    /etc/apt/sources.list.d/*guestregister* /usr/local/share/ca-certificates/registration_server_* \\
+    /var/lib/guestregister/state.json; do
   test ! -e "$path" || echo "$path"
 done
 grep -F '# Added by SMT' /etc/hosts || true
@@ -96,6 +99,7 @@ grep -F '# Added by SMT' /etc/hosts || true
 UPDATE = "apt-get update -q -o APT::Update::Error-Mode=any 2>&1"
 SERVER = "awk '/# Added by SMT/ {getline; print $1; exit}' /etc/hosts"
 PROVIDER = "/usr/lib/image-factory/instance-data"
+OWN = f"sed -i -E 's#^dataProvider *=.*#dataProvider = {PROVIDER}#i' /etc/regionserverclnt.cfg"
 PRODUCT = "debian/13/x86_64"
 OTHER = "0b2e4c6a-1111-4222-8333-444455556666"
 
@@ -390,6 +394,15 @@ def test_the_images_own_provider_tells_who_the_guest_is(clone: Shared) -> None:
     assert found["product"] == PRODUCT
 
 
+def test_what_it_tells_is_what_a_nights_update_servers_ask_for(unregistered: Shared) -> None:
+    """Where no cloud signs: an image of the embedded region, and the sandbox that is made for its settings."""
+    night = verification_for(with_embedded_client(Site()).region_client)
+    with unregistered.services.with_settings(verification=night):
+        done = unregistered.by_unit(AS_BEFORE + OWN)
+        assert done.result == "success", done.log
+        assert any(unregistered.instance in one.instance_data for one in unregistered.services.registrations())
+
+
 CASES = ("unsigned", "altered", "foreign", "wrong product")
 
 
@@ -402,8 +415,7 @@ def test_who_the_cloud_does_not_vouch_for_is_refused(unregistered: Shared, cloud
         "foreign": told(cloud.instance, vouched(cloud, by=ed25519.Ed25519PrivateKey.generate())),
         "wrong product": told(cloud.instance, vouched(cloud, product="sles/15.6/x86_64")),
     }[case]
-    own = f"sed -i -E 's#^dataProvider *=.*#dataProvider = {PROVIDER}#i' /etc/regionserverclnt.cfg"
-    unregistered.refused(provider(document) if document else own, r"refused \(422\)")
+    unregistered.refused(provider(document) if document else OWN, r"refused \(422\)")
 
 
 # -- what registers ---------------------------------------------------------------------------------------------------
