@@ -159,7 +159,7 @@ def healthy_base(
                 freezable=True,
             )
         )
-        guest.ssh("sudo -n systemctl is-system-running --wait", check=False)
+        guest.ssh("sudo -n systemctl is-system-running --wait", check=False, timeout_s=stage.timeout_s)
         clock_off_s = abs(float(guest.ssh("date +%s").stdout) - time.time())
         before = seen(guest)
         console = folder / "console-of-the-base.raw"
