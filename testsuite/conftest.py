@@ -177,7 +177,7 @@ def healthy_guest(
 
 @pytest.fixture(scope="session")
 def compute_cloud(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[ComputeCloud]:
-    """A whole OpenStack with Nova on this host, brought up once: about two minutes.
+    """A whole OpenStack with Nova on this host, brought up once: that takes minutes.
 
     At a desk, FACTORY_TEST_CLOUD names the folder of one that 'python -m testsuite.cloud up' holds.
     """
