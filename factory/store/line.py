@@ -131,15 +131,20 @@ def ours(image: StoredImage, *, now: datetime, lease_s: float, holder: str) -> b
 def held(images: Sequence[StoredImage], *, now: datetime, lease_s: float, holder: str) -> StoredImage | None:
     """The candidate with which another, living factory holds this line, or its latest before the swap's last step."""
     for image in images:
-        at_work = image.role == Role.CANDIDATE or _lacks_last_step(image, images)
-        if at_work and not ours(image, now=now, lease_s=lease_s, holder=holder):
+        since = image.updated_at if image.role == Role.CANDIDATE else _last_step_lacks_since(image, images)
+        at_work = since and dataclasses.replace(image, updated_at=since)
+        if at_work and not ours(at_work, now=now, lease_s=lease_s, holder=holder):
             return image
     return None
 
 
-def _lacks_last_step(image: StoredImage, images: Sequence[StoredImage]) -> bool:
-    """Whether this is the latest, and two images have the previous one's name, as between R4 and R5 of a swap."""
+def _last_step_lacks_since(image: StoredImage, images: Sequence[StoredImage]) -> datetime | None:
+    """When this latest's swap began, if two images have the previous one's name, as between R4 and R5 of it.
+
+    Told by the image that R1 hid: who repairs the line touches the others.
+    """
     if image.hidden or image.name != latest_name(image.line):
-        return False
-    shown = {one.hidden for one in images if one.name == prev_name(image.line)}
-    return shown == {True, False}
+        return None
+    named = [one for one in images if one.name == prev_name(image.line)]
+    hidden = [one.updated_at for one in named if one.hidden]
+    return max(hidden) if hidden and len(hidden) < len(named) else None

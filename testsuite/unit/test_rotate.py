@@ -395,6 +395,14 @@ def test_another_living_factory_holds_the_line_but_a_missing_latest_is_shown_at_
     assert [found.id for found in plain_list(held.list_line(LINE), PREV)] == ["P"]
 
 
+def test_who_shows_the_latest_of_a_dead_factory_finishes_its_swap_as_well() -> None:
+    theirs = image("B", 4, LATEST, role="candidate", hidden=True, holder="other")
+    store = stocked([theirs, A_IS_PREV, P_HIDDEN])
+    store.service.now = LATER
+    found = recover(store, LINE, now=LATER, say=silent)
+    assert [repair.case for repair in found.repairs] == ["C1", "C7"]
+
+
 def test_a_change_under_us_stops_before_the_first_request() -> None:
     store = stocked([B, A, P])
     planned = plan(store.list_line(LINE), "B", line=LINE)
