@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_one_byte_of_one_stored_package_is_refused_by_name(night: NightRun, tmp_
     (blobs / entry.sha512).write_bytes(content)
     done = rebuild(tarball, key, "--inputs", blobs, state=tmp_path / "state")
     assert done.returncode == 3
-    name = entry.path.rsplit("/", 1)[-1]
+    name = unquote(entry.path).rsplit("/", 1)[-1]
     assert f"'{name}' of repository '{entry.repository}' is not what was recorded" in done.stderr
     assert (tmp_path / "state" / "failed-rebuild" / "logs" / "build.log").is_file()
     assert not list((tmp_path / "state" / "rebuilds").iterdir())
