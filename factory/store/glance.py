@@ -343,17 +343,11 @@ class GlanceStore:
         try:
             return ask(), None
         except failures.SSLError as failed:
-            raise StoreError(
-                f"the cloud '{self._cloud}' is not who it says it is, or speaks no TLS",
-                facts=(("said", _plain(str(failed))),),
-                hint="check its address; for a certificate authority of its own set 'cacert' in clouds.yaml",
-            ) from failed
-        except (
-            failures.ConnectionError,
-            failures.RetriableConnectionFailure,
-            failures.DiscoveryFailure,
-            ServiceDiscoveryException,
-        ) as failed:
+            raise self._not_trusted(failed) from failed
+        except (failures.DiscoveryFailure, ServiceDiscoveryException) as failed:
+            self._expect_tls()
+            return None, failed
+        except (failures.ConnectionError, failures.RetriableConnectionFailure) as failed:
             return None, failed
         except failures.HttpError as failed:  # from Keystone, on the way to a token
             if failed.http_status in _PASSING:
@@ -361,6 +355,30 @@ class GlanceStore:
             raise self._no_entry(failed) from failed
         except (failures.ClientException, SDKException) as failed:
             raise self._no_entry(failed) from failed
+
+    def _expect_tls(self) -> None:
+        """Raise when it is its certificate that keeps us from the image service: keystoneauth's discovery hides why."""
+        from keystoneauth1 import exceptions as failures
+
+        config, session = self._connection.config, self._connection.session
+        try:
+            address = config.get_endpoint("image") or session.get_endpoint(
+                service_type="image",
+                interface=config.get_interface("image"),
+                region_name=config.get_region_name("image"),
+            )
+            session.get(address, authenticated=False, raise_exc=False, connect_retries=0, timeout=_TIMEOUT_S)
+        except failures.SSLError as failed:
+            raise self._not_trusted(failed) from failed
+        except failures.ClientException:
+            return
+
+    def _not_trusted(self, failed: Exception) -> StoreError:
+        return StoreError(
+            f"the cloud '{self._cloud}' is not who it says it is, or speaks no TLS",
+            facts=(("said", _plain(str(failed))),),
+            hint="check its address; for a certificate authority of its own set 'cacert' in clouds.yaml",
+        )
 
     def _no_entry(self, failed: Exception) -> StoreError:
         status = getattr(failed, "http_status", 0)
