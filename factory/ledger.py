@@ -124,6 +124,11 @@ class RunRecord:
         return {stage.stage: stage.detail for stage in self.stages}
 
     @property
+    def last_stage(self) -> str:
+        """How far the run got, or nothing."""
+        return next((one.stage for one in reversed(self.stages) if one.stage != "promises"), "")
+
+    @property
     def seconds(self) -> float:
         """Time spent in stages."""
         return sum(stage.seconds for stage in self.stages)
@@ -411,7 +416,7 @@ def status_of(image: str, last: RunRecord | None, published: RunRecord | None, *
     if last is not None:
         ended = last.ended_at or last.started_at
         found |= {"line": last.line, "outcome": last.outcome, "run": last.id}
-        found |= {"stage": last.stages[-1].stage if last.stages else ""}
+        found |= {"stage": last.last_stage}
         found |= {"message": last.message, "age": age(now - ended), "at": ended.isoformat()}
     rotations = published.detail.get("rotate", {}).get("rotations", []) if published else []
     releases = published.detail.get("publish", {}).get("releases", []) if published else []

@@ -58,6 +58,7 @@ from factory.watch import promises_of
 NEEDED_BYTES = 6 << 30
 """Free space a night wants before it starts: root tree and raw disk where memory is short, image, logs."""
 
+PROMISES = "promises"
 Say = Callable[[str, str], None]
 Value = TypeVar("Value")
 
@@ -457,11 +458,22 @@ class Line:
             here=self.here,
             ledger=self.ledger,
             now=self.now(),
-            say=self.saying("promises"),
+            say=self.saying(PROMISES),
             ahead=NIGHT,
         )
         for one in found or ():
-            self.say("promises", str(one))
+            self.say(PROMISES, str(one))
+        if found:
+            self.recorded(
+                lambda ledger: ledger.record_stage(
+                    self.run.id,
+                    PROMISES,
+                    outcome="at risk",
+                    started_at=self.now(),
+                    seconds=0.0,
+                    detail=detail_of(found),
+                )
+            )
         return found or ()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
+from typing import Any
 
 from factory.model import Role, StoredImage
 from factory.store.line import BLOCKED, healthy, latest_name, prev_name
@@ -216,3 +217,19 @@ def _promise(image: StoredImage, promise: str, state: State, says: str, *, at: d
 def _span(span: timedelta) -> str:
     hours = span.total_seconds() / 3600
     return f"{hours:.0f} h" if hours < 72 else f"{hours / 24:.0f} days"  # noqa: PLR2004 up to three days in hours
+
+
+def promises_detail(promises: Sequence[Promise]) -> dict[str, Any]:
+    """The JSON to record for promises that are at risk."""
+    return {"promises": [_recorded(one) for one in promises]}
+
+
+def _recorded(value: Promise) -> dict[str, Any]:
+    return {
+        "name": value.name,
+        "image_id": value.image_id,
+        "promise": value.promise,
+        "state": value.state.value,
+        "says": value.says,
+        "at": value.at.isoformat() if value.at else "",
+    }

@@ -86,7 +86,7 @@ def headline(run: RunRecord) -> Headline:
     """What to say about a run first."""
     checks = run.detail.get("verify", {}).get("checks", [])
     failed = sum(1 for one in checks if one["outcome"] == "failed")
-    last = run.stages[-1].stage if run.stages else "its start"
+    last = run.last_stage or "its start"
     fallen = [one for one in run.detail.get("canary", {}).get("canaries", []) if not one["green"]]
     titles = {
         "published": f"Published as {run.line}_latest",
@@ -203,6 +203,7 @@ def page(run: RunRecord, previous: RunRecord | None, *, now: datetime, logs: Seq
         publish=run.detail.get("publish", {}),
         rotate=run.detail.get("rotate", {}),
         canaries=run.detail.get("canary", {}).get("canaries", []),
+        promises=run.detail.get("promises", {}).get("promises", []),
         hidden=hidden_images(run.detail.get("rotate", {})),
         errors=[line for one in run.stages for line in one.detail.get("error", [])],
         console=next((one.detail["console"] for one in run.stages if one.detail.get("console")), ()),

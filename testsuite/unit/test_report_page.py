@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from factory.errors import InputFault, LedgerError, SandboxError
 from factory.ledger import Ledger, RunRecord, StageRecord, detail_of
 from factory.model import STAGES, Artifact, Check, Outcome, Verdict
+from factory.promises import Promise, promises_detail
+from factory.promises import State as PromiseState
 from factory.report import report
 from factory.report.changes import changes
 from factory.report.page import headline, index_page, package_changes, page, stage_line, tiles, topics
@@ -300,3 +302,27 @@ def test_a_record_of_another_shape_is_told_and_writes_nothing(ledger, tmp_path):
     with pytest.raises(LedgerError, match="cannot be shown"):
         report(ledger, run, now=NIGHT)
     assert not (run.path / "report.html").exists()
+
+
+def test_promises_at_risk_and_what_the_store_shows_otherwise_stand_on_the_page():
+    at_risk = Promise(
+        line="L",
+        image_id="id-1",
+        name="L_latest",
+        promise="replace_frequency monthly",
+        state=PromiseState.BREACHED,
+        says="is <41> days old",
+    )
+    rotation = {"cloud": "c", "latest": "id-1", "prev": "", "archived": "", "gap_s": 0.1, "differs": ["min_disk <4>"]}
+    release = {"cloud": "c", "visibility": "private", "upload_s": 1.0, "dated_name": "L_1", "image_id": "id-1"}
+    run = record(
+        "published",
+        stage("publish", releases=[release], reason="due"),
+        stage("rotate", rotations=[rotation]),
+        stage("promises", **promises_detail([at_risk])),
+    )
+    text = page(run, None, now=NIGHT)
+    parsed(text)
+    for told in ("replace_frequency monthly", "is &lt;41&gt; days old", "breached", "min_disk &lt;4&gt;"):
+        assert told in text
+    assert "Promises to users" not in page(record("published", *run.stages[:2]), None, now=NIGHT)
