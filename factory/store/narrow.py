@@ -98,7 +98,11 @@ class NarrowGlance(GlanceStore):
         told = dict(change)
         if HIDDEN not in self._without or not {"os_hidden", "visibility"} & told.keys():
             return told
-        hidden = bool(told.pop("os_hidden", image.hidden if image else False))
+        hidden = told.pop("os_hidden", image.hidden if image else False)
+        if not isinstance(hidden, bool):
+            raise StoreError(
+                f"the image service of '{self._cloud}' refused a request: os_hidden is {hidden!r}, not a boolean"
+            )
         shown_as = str(told.pop("visibility", image.visibility if image else "shared"))
         visibility = _OUT_OF_LISTS.get(shown_as, "private") if hidden else shown_as
         return {**told, "visibility": visibility, FLAG: str(hidden).lower(), SHOWN_AS: shown_as}
