@@ -19,7 +19,8 @@ GROUPS = (
     ("lint", [BIN / "ruff", "check", "."]),
     ("format", [BIN / "ruff", "format", "--check", "."]),
     ("types", [BIN / "mypy"]),
-    ("tests", [BIN / "pytest", "-m", "not slow", "testsuite/unit", "testsuite/integration", "testsuite/mutants"]),
+    ("unit", [BIN / "pytest", "-q", "-m", "not slow", "-n", "auto", "--dist", "loadfile", "testsuite/unit"]),
+    ("tests", [BIN / "pytest", "-m", "not slow", "testsuite/integration", "testsuite/mutants"]),
 )
 NIGHT = "shared night"
 

@@ -366,3 +366,35 @@ def test_a_green_canary_leaves_the_latest_as_it_is(released: Released, night: Ni
     other = replace(made, image_id="00000000-0000-0000-0000-000000000000")
     (gone,) = released.canary(other, "other").canaries
     assert "was withdrawn before its canary" in gone.faults[0]
+
+
+# -- a whole night ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("site_servers")
+def test_a_whole_night_judges_publishes_and_starts_by_name_in_the_cloud(place: Place) -> None:
+    cloud = place.cloud
+    site = place.site(site_services=True, boot_timeout_s=BOOT_S)
+    tenant = {"cloud": cloud.sandbox, "flavor": cloud.flavors.small, "network": cloud.network}
+    canary = "".join(f"{key} = {json.dumps(value)}\n" for key, value in tenant.items())
+    target = f'[[target]]\ncloud = "{cloud.publisher}"\nvisibility = "public"\n'
+    site.write_text(f"{site.read_text()}\n{target}\n[target.canary]\n{canary}boot_timeout_s = {BOOT_S}\n")
+    words = ["nightly", "debian13", "--cloud", cloud.sandbox, "--force", "--allow-dirty", "--json"]
+    done = subprocess.run(
+        [FACTORY, "--site", site, "--state", place.state.path, *words],
+        cwd=PROJECT,
+        env=environment(cloud),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * VERIFY_S,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    night = json.loads(done.stdout)["value"]
+    assert night["outcome"] == "published"
+    assert night["verdict"]["sandbox"] == f"openstack:{cloud.sandbox}"
+    ((judged,),) = (night["canaries"]["canaries"],)
+    assert (judged["faults"], judged["rolled_back"]) == ([], False)
+    reader = connect(cloud.reader, clouds_yaml=cloud.clouds_yaml, direct=True)
+    assert reader.image.find_image("Standard_Debian_13_latest").id == judged["image_id"]
