@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import lzma
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,8 +32,8 @@ class SigningKey:
 
 
 def make_key(folder: Path, user: str) -> SigningKey:
-    home = folder / f"gnupg-{user}"
-    home.mkdir(mode=0o700)
+    # beside the test's own folder: its agent's socket has to fit into 107 characters
+    home = Path(tempfile.mkdtemp(prefix="gnupg-", dir=folder.parent))
     gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet"]
     subprocess.run([*gpg, "--passphrase", "", "--quick-gen-key", user, "ed25519", "sign", "never"], check=True)
     keyring = folder / f"{user}.gpg"

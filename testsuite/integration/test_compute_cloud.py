@@ -82,6 +82,7 @@ def delete_server(member: Connection, server: Any) -> None:
     member.compute.wait_for_delete(server, wait=120)
 
 
+@pytest.mark.slow
 def test_a_member_boots_the_image_and_logs_in(
     compute_cloud: ComputeCloud,
     member: Connection,
@@ -186,7 +187,8 @@ def test_the_tenant_is_an_ordinary_member(compute_cloud: ComputeCloud, member: C
         member.network.create_network(name="forbidden", is_shared=True)
     names = {flavor.name for flavor in connection(compute_cloud, compute_cloud.reader).compute.flavors()}
     assert names == {compute_cloud.flavors.small, compute_cloud.flavors.too_large, compute_cloud.flavors.over_quota}
-    assert list(connection(compute_cloud, compute_cloud.publisher).image.images()) == []
+    publisher = connection(compute_cloud, compute_cloud.publisher)
+    assert list(publisher.image.images(owner=member.current_project_id)) == []
 
 
 def test_everything_is_private(compute_cloud: ComputeCloud) -> None:

@@ -169,6 +169,7 @@ def site_servers(compute_cloud: ComputeCloud, artifact: Artifact, night: NightRu
 # -- the verdict ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("site_servers")
 def test_a_good_image_is_green_in_a_tenant_and_what_was_not_tried_says_why(place: Place, artifact: Artifact) -> None:
     done = place.type("verify", artifact.path, "--json", site_services=True, boot_timeout_s=BOOT_S, timeout_s=VERIFY_S)
@@ -210,6 +211,7 @@ def test_a_cloud_without_room_and_a_full_quota_are_told_in_the_users_words(place
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_site_file_that_does_not_fit_the_cloud_is_told(place: Place, empty_disk: Path) -> None:
     for more, words in (
         ({"flavor": "no-such"}, "has no flavor 'no-such'"),
@@ -224,6 +226,7 @@ def test_a_site_file_that_does_not_fit_the_cloud_is_told(place: Place, empty_dis
 # -- what a killed factory leaves -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_a_killed_factory_left_is_swept_and_nothing_else(place: Place, empty_disk: Path, tmp_path: Path) -> None:
     member = place.member()
     killed = subprocess.Popen(
