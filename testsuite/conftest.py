@@ -104,6 +104,8 @@ def missing(need: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # a cloud with compute takes memory and time from whatever runs beside it
+    items.sort(key=lambda item: item.get_closest_marker("needs_nova") is not None)
     reasons: dict[str, str] = {}
     for item in items:
         for marker in item.iter_markers():
