@@ -7,6 +7,7 @@ is trusted: whoever copies from a source compares what came with the digest that
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
@@ -54,13 +55,14 @@ class BlobFolder:
         return str(self._folder / entry.sha512)
 
 
-class _Remote:
+class _Remote(ABC):
     def __init__(self, address: str, upstream: Upstream) -> None:
         self._address = address.rstrip("/")
         self._upstream = upstream
 
+    @abstractmethod
     def place(self, entry: Input) -> str:
-        raise NotImplementedError
+        """Its address."""
 
     def copy(self, entry: Input, into: Incoming) -> bool:
         with self._upstream.get(self.place(entry)) as (status, body):

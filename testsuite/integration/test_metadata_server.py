@@ -110,7 +110,7 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "null": ({"SMTserverIP": None}, "names no update server"),
     "a list": ({"SMTserverName": ["x.y"]}, "names no update server"),
     "loopback": ({"SMTserverIP": "127.0.0.2"}, "has no usable address"),
-    "a line in the name": ({"SMTserverName": "a.b\n203.0.113.9\tdeb.debian.org"}, "named an update server"),
+    "a line in the name": ({"SMTserverName": "a.b\n203.0.113.9\tdeb.example"}, "named an update server"),
     "another name": ({"SMTserverName": "update-x.factory.invalid"}, "is not accepted"),
 }
 
