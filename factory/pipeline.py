@@ -40,7 +40,7 @@ from factory.model import (
     Verdict,
 )
 from factory.policy import Decision, Published, due
-from factory.promises import NIGHT, Promise
+from factory.promises import NIGHT, Promise, promises_detail
 from factory.publish import publish
 from factory.retention import sweep
 from factory.rotate import rotate
@@ -463,18 +463,18 @@ class Line:
         )
         for one in found or ():
             self.say(PROMISES, str(one))
+        self.keep_promises(found or ())
+        return found or ()
+
+    def keep_promises(self, found: tuple[Promise, ...]) -> None:
+        """Record promises at risk, for the page; where all are kept there is nothing to record."""
         if found:
+            detail, at = promises_detail(found), self.now()
             self.recorded(
                 lambda ledger: ledger.record_stage(
-                    self.run.id,
-                    PROMISES,
-                    outcome="at risk",
-                    started_at=self.now(),
-                    seconds=0.0,
-                    detail=detail_of(found),
+                    self.run.id, PROMISES, outcome="at risk", started_at=at, seconds=0.0, detail=detail
                 )
             )
-        return found or ()
 
 
 def _said(stale: tuple[str, ...]) -> str:

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.errors import InputFault, LedgerError, SandboxError
+from factory.installation import Installation
 from factory.ledger import Ledger, RunRecord, StageRecord, detail_of
-from factory.model import STAGES, Artifact, Check, Outcome, Verdict
+from factory.model import STAGES, Artifact, Check, Outcome, Site, Verdict
+from factory.pipeline import Line
 from factory.promises import Promise, promises_detail
 from factory.promises import State as PromiseState
 from factory.report import report
@@ -326,3 +328,17 @@ def test_promises_at_risk_and_what_the_store_shows_otherwise_stand_on_the_page()
     for told in ("replace_frequency monthly", "is &lt;41&gt; days old", "breached", "min_disk &lt;4&gt;"):
         assert told in text
     assert "Promises to users" not in page(record("published", *run.stages[:2]), None, now=NIGHT)
+
+
+def test_a_night_keeps_its_promises_at_risk_for_the_page(ledger, tmp_path):
+    run = State(path=tmp_path).new_run("debian13", NIGHT)
+    here = Installation(project=tmp_path, state=State(path=tmp_path), site=Site())
+    line = Line(run=run, here=here, ledger=ledger, now=lambda: NIGHT, say=lambda _stage, _text: None)
+    ledger.begin_run(run.id, image="debian13", line="L", started_at=NIGHT)
+    line.keep_promises(())
+    assert "promises" not in ledger.run(run.id).detail
+    at_risk = Promise(line="L", image_id="i", name="L_latest", promise="p", state=PromiseState.WARNING, says="is old")
+    line.keep_promises((at_risk,))
+    text = page(ledger.run(run.id), None, now=NIGHT)
+    assert "Promises to users" in text
+    assert "L_latest: is old" in text
