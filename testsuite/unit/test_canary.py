@@ -15,8 +15,9 @@ from factory.errors import StoreError
 from factory.ledger import Ledger
 from factory.ledger_detail import detail_of
 from factory.model import Canaries, Canary, Package, Publication, Release, Rotations, Site, Target, Tenant
-from factory.pipeline import is_red, judged
+from factory.pipeline import is_red
 from factory.publish import publish
+from factory.record import judged
 from factory.report.page import page
 from factory.rotate import rotate
 from factory.store.memory import MemoryGlance, MemoryStore
