@@ -152,9 +152,8 @@ def files_list(tree: Tree) -> str:
     return "\n".join(lines) + "\n"
 
 
-def installed_packages(status: str, origins: Mapping[tuple[str, str, str], str]) -> tuple[Package, ...]:
-    """The installed packages of a dpkg status text, sorted; ``origins`` maps name, version, arch to a repository."""
-    found = []
+def installed(status: str) -> Iterator[dict[str, str]]:
+    """The fields of every installed package in a dpkg status text; of a value with several lines the first."""
     for stanza in status.split("\n\n"):
         fields = {
             key: value.strip()
@@ -162,21 +161,36 @@ def installed_packages(status: str, origins: Mapping[tuple[str, str, str], str])
             if separator
         }
         if fields.get("Status", "").endswith(" installed"):
-            name, version, arch = fields["Package"], fields["Version"], fields["Architecture"]
-            source = fields.get("Source", name).partition(" ")[0]
-            origin = origins.get((name, version.rpartition(":")[2] if ":" in version else version, arch), "")
-            found.append(Package(name=name, version=version, arch=arch, source=source, origin=origin))
+            yield fields
+
+
+def installed_packages(status: str, origins: Mapping[tuple[str, str, str], str]) -> tuple[Package, ...]:
+    """The installed packages of a dpkg status text, sorted; ``origins`` maps name, version, arch to a repository."""
+    found = []
+    for fields in installed(status):
+        name, version, arch = fields["Package"], fields["Version"], fields["Architecture"]
+        source = fields.get("Source", name).partition(" ")[0]
+        origin = origins.get((name, without_epoch(version), arch), "")
+        found.append(Package(name=name, version=version, arch=arch, source=source, origin=origin))
     return tuple(sorted(found, key=lambda package: (package.name, package.arch)))
 
 
 def package_origins(paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str, str], str]:
     """Which repository a package came from, by name, version (without epoch) and arch, from recorded file names."""
-    found: dict[tuple[str, str, str], str] = {}
-    for repository, path in paths:
-        parts = posixpath.basename(unquote(path)).removesuffix(".deb").split("_")
-        if path.endswith(".deb") and len(parts) == 3:  # noqa: PLR2004 name, version, arch
-            found[(parts[0], parts[1].rpartition(":")[2] if ":" in parts[1] else parts[1], parts[2])] = repository
-    return found
+    return {package: repository for repository, path in paths if (package := package_of_file(path)) is not None}
+
+
+def package_of_file(path: str) -> tuple[str, str, str] | None:
+    """Name, version (without epoch) and architecture of a package, by the name of its file."""
+    parts = posixpath.basename(unquote(path)).removesuffix(".deb").split("_")
+    if not path.endswith(".deb") or len(parts) != 3:  # noqa: PLR2004 name, version, arch
+        return None
+    return parts[0], without_epoch(parts[1]), parts[2]
+
+
+def without_epoch(version: str) -> str:
+    """A version as file names have it."""
+    return version.rpartition(":")[2]
 
 
 def packages_text(packages: tuple[Package, ...]) -> str:
