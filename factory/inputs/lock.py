@@ -60,13 +60,23 @@ def read_lock(path: Path) -> tuple[Input, ...]:
         InputsError: missing, damaged, or of another schema; names the line.
     """
     try:
-        lines = path.read_text().splitlines()
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as missing:
         raise InputsError(f"the list of inputs '{path}' cannot be read") from missing
-    return tuple(_parsed(path, number, line) for number, line in enumerate(lines, 1))[1:]
+    return lock_entries(text, name=path)
 
 
-def _parsed(path: Path, number: int, line: str) -> Input:
+def lock_entries(text: str, *, name: str | Path) -> tuple[Input, ...]:
+    """The entries of a lock's text; ``name`` is what errors call it.
+
+    Raises:
+        InputsError: damaged, or of another schema; names the line.
+    """
+    lines = text.splitlines() or [""]
+    return tuple(_parsed(name, number, line) for number, line in enumerate(lines, 1))[1:]
+
+
+def _parsed(path: str | Path, number: int, line: str) -> Input:
     try:
         found = json.loads(line)
         if number == 1:
@@ -82,5 +92,5 @@ def _parsed(path: Path, number: int, line: str) -> Input:
         return Input(
             repository=str(found["repository"]), path=str(found["path"]), sha512=digest, size_bytes=int(found["size"])
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as damaged:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as damaged:
         raise InputsError(f"'{path}' is damaged in line {number}", facts=(("line", line[:200]),)) from damaged
