@@ -209,10 +209,27 @@ IMAGE_IMPORT = "[image_import_opts]\nimage_import_plugins = []\n"
 
 GUNICORN = """\
 # The WSGI modules parse sys.argv, which here is gunicorn's own: they would exit with status 2 for ever.
+# SQLite refuses to let a transaction that has read begin to write once another has written ("database is locked", at
+# once, whatever its timeout): two uploads in one moment would be one error 500. So each transaction waits for its turn
+# at its beginning.
 def post_fork(server, worker):
     import sys
 
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
     del sys.argv[1:]
+
+    @event.listens_for(Engine, "connect")
+    def patient(connection, record):
+        connection.execute("PRAGMA busy_timeout = 60000")
+
+    @event.listens_for(Engine, "begin")
+    def write(connection):
+        # oslo.db sends a plain BEGIN unless this says that there is one
+        if "in_transaction" not in connection.info:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.info["in_transaction"] = True
 """
 
 

@@ -100,7 +100,6 @@ def test_doctor_tells_what_to_set_and_is_content_then(tenant: Tenant, store: Nar
     assert tenant.store().list_all() == ()
 
 
-@pytest.mark.slow
 def test_without_chosen_ids_one_of_two_claims_stays(tenant: Tenant, nights: Callable[[str], list[Bundle]]) -> None:
     line = f"Claims_{tenant.name}"
     results: dict[str, object] = {}
