@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from factory import __version__
-from factory.build import contents, disk, filesystem, qcow2, tarball
+from factory.build import contents, disk, filesystem, honesty, qcow2, tarball
 from factory.build.box import ROOT, TARGET, Box, available_memory_bytes, box, memory_for_target
 from factory.build.failure import full
 from factory.build.identity import Identity, build_id, identity
@@ -85,7 +85,7 @@ def build(
             made = kiwi_build(recipe, place, identity=marks, recorder=recorder, log=run.log("build"), say=say)
         image = run.path / f"{recipe.description.name}.{recipe.description.arch}.qcow2"
         with _space_is_named(recipe, run):
-            found = _tail(recipe, place, made, marks, image=image, run=run, clock=clock, say=say)
+            found = _tail(recipe, place, made, marks, recorder, image=image, run=run, clock=clock, say=say)
     with clock.measures("records"):
         return _artifact(recipe, recorder, found, image=image, run=run, now=now, seconds=clock.seconds)
 
@@ -129,7 +129,16 @@ def _origins(recipe: Recipe) -> dict[str, Origin]:
 
 
 def _tail(
-    recipe: Recipe, place: Box, made: Path, marks: Identity, *, image: Path, run: Run, clock: _Clock, say: Say
+    recipe: Recipe,
+    place: Box,
+    made: Path,
+    marks: Identity,
+    inputs: Inputs,
+    *,
+    image: Path,
+    run: Run,
+    clock: _Clock,
+    say: Say,
 ) -> _Found:
     """From the builder's raw disk to the qcow2: check, write the file system anew, compress.
 
@@ -151,22 +160,35 @@ def _tail(
             filesystem.clamp_times(place, marks.epoch)
             tree = contents.Tree(place.seen(ROOT))
             expect_tidy(tree)
+            status = tree.read("/var/lib/dpkg/status").decode(errors="replace")
+            honest = beside.submit(_expect_locked, recipe, status, tree, inputs)
             files = beside.submit(contents.files_list, tree)
             place.run(["truncate", f"--size={size_bytes}", _DISK])
             with place.seen(_DISK).open("r+b") as file:
                 file.write(disk.with_disk_id(head, marks.disk_id))
             filesystem.write_filesystem(place, _DISK, partition, like, marks)
             parts = beside.submit(layers, place.seen(_DISK), partition)
+        honest.result()
         say("compressing")
         with clock.measures("qcow2"):
             qcow2.compress(place, _DISK, image, log=run.log("qcow2"))
         with clock.measures("digests"):
             return _Found(
-                dpkg_status=tree.read("/var/lib/dpkg/status").decode(errors="replace"),
+                dpkg_status=status,
                 files=files.result(),
                 epoch=marks.epoch,
                 layers=parts.result(),
             )
+
+
+def _expect_locked(recipe: Recipe, status: str, tree: contents.Tree, inputs: Inputs) -> None:
+    honesty.expect_locked(
+        recipe.description.name,
+        honesty.installed(status, tree.read),
+        tree=recipe.tree,
+        inputs=inputs,
+        repositories=tuple(one.alias for one in recipe.repositories),
+    )
 
 
 def _expect_size(found: int, wanted: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from factory.errors import Fault, InputFault
 from factory.model import Region, RegionClient, Registration
 from factory.region.packages import build_deb, issue, payloads
 
@@ -31,10 +32,16 @@ def pack(
     Args:
         config: kiwi's description: only images that have apt get Debian packages.
         record: which versions were given out; without one a version follows from the content alone.
+
+    Raises:
+        InputFault: an overlay has something there, which the build would take for ours.
     """
+    folder = root / FOLDER
+    if folder.exists() or folder.is_symlink():
+        fault = Fault(place=f"root/{FOLDER}", problem="is where the factory puts its own packages")
+        raise InputFault("an overlay holds packages that would be installed as the factory's own", faults=(fault,))
     if registration.mode == "none" or _APT not in config:
         return frozenset()
-    folder = root / FOLDER
     folder.mkdir(parents=True)
     wanted = payloads(regions, client)
     versions = issue(wanted, record, published={}) if record else {one.name: one.base for one in wanted}

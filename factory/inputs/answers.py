@@ -6,16 +6,18 @@ from __future__ import annotations
 import posixpath
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from factory.errors import FactoryError, InputsError
 from factory.inputs.blobs import BlobStore
 from factory.inputs.index import Release, epoch, package_digests, parse_release, with_dependencies
 from factory.inputs.lock import Input
 from factory.inputs.signature import signed_text
+from factory.inputs.stanzas import Offer, Stanzas, offers
 from factory.inputs.unpacking import index_text
 from factory.model import Repository
 from factory.system.files import Digests
@@ -54,6 +56,9 @@ class Inputs(Protocol):
     def fetch_with_dependencies(self, package: str, installed: frozenset[str]) -> int:
         """Get the files that installing ``package`` in the finished image takes; returns how many."""
 
+    def offers(self, packages: Iterable[str], repositories: Iterable[str]) -> tuple[Offer, ...]:
+        """What the signed package indexes that were answered offer under these names."""
+
 
 class Answers(ABC):
     """Answers by repository alias and path; a subclass knows where the bytes come from."""
@@ -65,7 +70,7 @@ class Answers(ABC):
         self._inputs: dict[tuple[str, str], Input] = {}
         self._releases: dict[tuple[str, str], Release] = {}
         self._unread: dict[tuple[str, str], tuple[str, str]] = {}
-        self._packages: dict[str, dict[str, bytes]] = {}
+        self._packages: dict[str, dict[str, Stanzas]] = {}
         self._digests: dict[str, dict[str, str]] = {}
         self._faults: list[FactoryError] = []
         self._mutex = threading.Lock()
@@ -105,6 +110,11 @@ class Answers(ABC):
     def has(self, repository: str) -> bool:
         """Whether there is a repository with this alias."""
         return repository in self.aliases
+
+    def vouch(self, repository: str, digests: Mapping[str, str]) -> None:
+        """Take in SHA-256 digests, by path, of files that no index names and a list that we trust does."""
+        with self._reading:
+            self._digests.setdefault(repository, {}).update(digests)
 
     def read_indexes(self, repositories: tuple[Repository, ...]) -> None:
         """Get and verify the signed index of every suite.
@@ -150,13 +160,21 @@ class Answers(ABC):
         wanted = []
         for alias in self.aliases:
             self._read_packages(alias)
-        everything = [text for texts in self._packages.values() for text in texts.values()]
+        everything = [index.text for indexes in self._packages.values() for index in indexes.values()]
         names = with_dependencies(package, installed, everything)
         for alias in self.aliases:
             wanted += [(alias, name) for name in sorted(names) if name in self._digests.get(alias, {})]
         for alias, name in wanted:
             self.get(alias, quote(name, safe="/~:"))
         return len(wanted)
+
+    def offers(self, packages: Iterable[str], repositories: Iterable[str]) -> tuple[Offer, ...]:
+        """What the signed package indexes that were answered offer under these names."""
+        wanted, found = frozenset(packages), list[Offer]()
+        for alias in repositories:
+            self._read_packages(alias)
+            found += offers(alias, self._packages.get(alias, {}).values(), wanted)
+        return tuple(found)
 
     def _read_release(self, repository: str, plain: str, file: Path, keyring: Path) -> None:
         """Take in a signed index, when it is good and of now."""
@@ -209,10 +227,19 @@ class Answers(ABC):
                 unread = {key: self._unread.pop(key) for key in list(self._unread) if key[0] == repository}
             for (_, plain), (file, sha512) in unread.items():
                 text = index_text(file, self.store.path(sha512))
-                self._packages.setdefault(repository, {})[plain] = text
+                self._packages.setdefault(repository, {})[plain] = Stanzas(text)
                 self._digests.setdefault(repository, {}).update(package_digests(text))
 
 
 def answered(repository: str, path: str, found: Digests) -> Input:
     """The answer for a file with these digests."""
     return Input(repository=repository, path=path, sha512=found.sha512, size_bytes=found.size_bytes)
+
+
+def unsigned(repository: str, path: str, *, address: str = "") -> InputsError:
+    """The error of a file that no signed index names."""
+    return InputsError(
+        f"no signed index of repository '{repository}' names '{unquote(path)}'",
+        facts=(("address", address or f"{repository}/{path}"),),
+        hint="a build gets packages and indexes of signed suites only; put other files into the overlay",
+    )

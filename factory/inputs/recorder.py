@@ -7,7 +7,8 @@ Rules, in the order a request meets them:
 2. ``InRelease`` is always fetched and its signature verified; only the text that was signed is read.
 3. A file whose SHA-256 a signed index of this run gives comes from the store when it is there, else from the mirror,
    and is served only when it has that digest.
-4. Anything else is fetched and served as it is (apt verifies once more); a 4xx answer is recorded as an answer.
+4. Anything else is refused by its name: no signed index vouches for it, so nothing that comes of it could be trusted.
+   What the mirror does not have (a 4xx answer) is recorded as an answer, whoever asked.
 
 What cannot be got or is not good is an error of the night: it is kept in :attr:`Recorder.faults`, and the build gets a
 502 instead of the file.
@@ -23,7 +24,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from factory.errors import InputsError
-from factory.inputs.answers import Answers, answered
+from factory.inputs.answers import Answers, answered, unsigned
 from factory.inputs.blobs import BlobStore, Incoming
 from factory.inputs.lock import Input
 from factory.inputs.upstream import Upstream
@@ -62,22 +63,20 @@ class Recorder(Answers):
             return self._signed_index(repository, path)
         expected = self._expected(repository, plain)
         if expected is None:
-            answer = self._fetch(repository, path)
-        else:
-            with self.store.alone(expected):  # whoever waited here finds it in the store
-                found = self.store.known(expected)
-                answer = answered(repository, path, found) if found else self._fetch_signed(repository, path, expected)
+            return self._expect_absent(repository, path)
+        with self.store.alone(expected):  # whoever waited here finds it in the store
+            found = self.store.known(expected)
+            answer = answered(repository, path, found) if found else self._fetch_signed(repository, path, expected)
         if answer.found:
             self._note_packages(repository, plain, answer)
         return answer
 
-    def _fetch(self, repository: str, path: str) -> Input:
-        """Get a file of which no index tells the content."""
-        with self.store.incoming() as incoming:
-            status = self._receive(repository, path, incoming)
+    def _expect_absent(self, repository: str, path: str) -> Input:
+        """Ask for a file of which no index tells the content; only that there is none is an answer."""
+        with self._upstream.get(self.address(repository, path)) as (status, _):
             if status != _OK:
                 return Input(repository=repository, path=path, status=status)
-            return answered(repository, path, self.store.keep(incoming))
+        raise unsigned(repository, path, address=self.address(repository, path))
 
     def _fetch_signed(self, repository: str, path: str, expected: str) -> Input:
         """Get a file of which a signed index tells the content; half of it may be here from an earlier try."""

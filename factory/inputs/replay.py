@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from factory.errors import InputsError
-from factory.inputs.answers import Answers
+from factory.inputs.answers import Answers, unsigned
 from factory.inputs.blobs import BlobStore
 from factory.inputs.lock import Input
 from factory.inputs.sources import Source
@@ -115,8 +115,10 @@ class Replay(Answers):
     def _expect_signed(self, entry: Input, plain: str) -> None:
         """A lock cannot bring in what the repository's own index says is something else."""
         expected = self._expected(entry.repository, plain)
-        found = self.store.known(expected) if expected is not None else None
-        if expected is not None and (found is None or found.sha512 != entry.sha512):
+        if expected is None:
+            raise unsigned(entry.repository, entry.path)
+        found = self.store.known(expected)
+        if found is None or found.sha512 != entry.sha512:
             raise InputsError(
                 f"the lock's '{posixpath.basename(plain)}' is not the one that repository '{entry.repository}' signed",
                 facts=(("signed", f"sha256 {expected}"), ("locked", f"sha512 {entry.sha512}")),

@@ -202,13 +202,40 @@ def test_other_bytes_than_signed_are_never_served(site, archive, kind) -> None:
     assert len(recorder.faults) == 1
 
 
+def test_a_list_that_is_trusted_stands_in_for_an_index(site, archive) -> None:
+    (archive.root / "wheels").mkdir()
+    (archive.root / "wheels/a.whl").write_bytes(b"a wheel")
+    recorder = site[0]()
+    recorder.vouch("debian", {"wheels/a.whl": hashlib.sha256(b"a wheel").hexdigest(), "wheels/b.whl": "0" * 64})
+    assert recorder.get("debian", "wheels/a.whl").sha512 == hashlib.sha512(b"a wheel").hexdigest()
+    (archive.root / "wheels/b.whl").write_bytes(b"another")
+    with pytest.raises(InputsError, match=r"serves another 'b\.whl' than it signed"):
+        recorder.get("debian", "wheels/b.whl")
+
+
 @pytest.mark.parametrize("below", ["/cut", "/broken", "/loop"])
 def test_a_mirror_in_trouble_is_an_error(site, below) -> None:
     recorder = site[0](below=below)
     with pytest.raises(InputsError):
-        recorder.get("debian", "x")
+        recorder.get("debian", "dists/trixie/InRelease")
     assert recorder.inputs == ()
     assert not list(recorder.store.root.glob(".incoming-*"))
+
+
+@pytest.mark.parametrize(
+    "path", ["pool/main/h/hello/hello_1.0_all.deb", "dists/trixie/Release", "pool/main/s/strange/strange.tar"]
+)
+def test_what_no_signed_index_names_is_refused_by_name(site, archive, path) -> None:
+    """The package is one that an index would name, had the index been asked for first, as apt does."""
+    (archive.root / path).parent.mkdir(parents=True, exist_ok=True)
+    (archive.root / path).write_bytes(b"anything")
+    recorder = site[0]()
+    recorder.read_indexes((DEBIAN,))
+    with pytest.raises(InputsError, match=f"no signed index of repository 'debian' names '{path}'") as refused:
+        recorder.get("debian", path)
+    assert dict(refused.value.facts)["address"].endswith(f"/{path}")
+    assert recorder.faults == (refused.value,)
+    assert [entry.path for entry in recorder.inputs] == ["dists/trixie/InRelease"]
 
 
 def test_a_mirror_that_is_away_is_named(tmp_path, keys) -> None:

@@ -110,6 +110,14 @@ def test_the_same_path_of_another_repository_is_near() -> None:
     assert nearest("security", "x/y", [("debian", "x/y"), ("security", "z")]) == "debian/x/y"
 
 
+def test_a_lock_cannot_bring_in_what_no_signed_index_names(recorded) -> None:
+    strange = Input(repository="debian", path="pool/strange.deb", sha512=recorded.entry(HELLO).sha512, size_bytes=9)
+    replay = recorded.replay(lock=(*recorded.lock, strange))
+    everything(replay, recorded)
+    with pytest.raises(InputsError, match=r"no signed index of repository 'debian' names 'pool/strange\.deb'"):
+        replay.get("debian", "pool/strange.deb")
+
+
 @pytest.mark.parametrize("damage", [b"hello dEb", b"hello de", b"hello deb!", b""])
 def test_a_stored_file_with_other_bytes_is_refused_by_name(recorded, damage) -> None:
     (recorded.blobs / recorded.entry(HELLO).sha512).write_bytes(damage)
@@ -128,6 +136,7 @@ def test_a_file_that_is_not_stored_is_named(recorded) -> None:
 
 def test_what_is_served_is_a_copy(recorded) -> None:
     replay = recorded.replay()
+    everything(replay, recorded)
     answer = replay.get("debian", HELLO)
     (recorded.blobs / answer.sha512).write_bytes(b"other")
     assert replay.store.path(answer.sha512).read_bytes() == b"hello deb"
@@ -176,7 +185,9 @@ def test_the_next_source_has_what_the_first_spoiled(recorded, tmp_path) -> None:
     spoiled = tmp_path / "spoiled"
     shutil.copytree(recorded.blobs, spoiled)
     (spoiled / recorded.entry(HELLO).sha512).write_bytes(b"evil")
-    assert recorded.replay(BlobFolder(spoiled), BlobFolder(recorded.blobs)).get("debian", HELLO).found
+    replay = recorded.replay(BlobFolder(spoiled), BlobFolder(recorded.blobs))
+    everything(replay, recorded)
+    assert replay.get("debian", HELLO).found
 
 
 def test_a_mirror_may_stand_in_and_must_give_what_the_lock_names(recorded, patience, tmp_path) -> None:
