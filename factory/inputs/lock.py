@@ -17,6 +17,9 @@ from factory.errors import InputsError
 from factory.system.files import write_whole
 
 SCHEMA = "factory/inputs/1"
+TOOLS, WHEELS = "tools", "wheels"
+"""The repositories of what builds the image, and is not in it: Debian packages, Python packages."""
+TOOL_ALIASES = frozenset({TOOLS, WHEELS})
 _OK = 200
 
 
