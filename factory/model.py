@@ -271,10 +271,14 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signing:
-    """Which key signs, by full fingerprint, and the GnuPG home that holds it; empty means a throw-away key."""
+    """Which key signs, by full fingerprint, and the GnuPG home that holds it; empty means a throw-away key.
+
+    ``builder`` is the URI by which provenance names who builds.
+    """
 
     fingerprint: str = ""
     gnupg_home: Path | None = None
+    builder: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,6 +369,8 @@ class Artifact:
 
     ``epoch`` is the newest signed index date of the inputs, in seconds since 1970; ``tools`` maps builder programs to
     their versions; ``tarball`` is the source tarball, ``lock`` the list of inputs, ``files_list`` the image's files.
+    ``sbom`` is the bill of materials, ``licences`` how many packages it knows the licences of, ``inventory`` what the
+    image is set up to do, ``changelogs`` the newest entries of each source package; older runs have none of them.
     """
 
     recipe: Recipe
@@ -386,6 +392,11 @@ class Artifact:
     build_id: str
     built_at: datetime
     seconds: Mapping[str, float] = field(default_factory=dict)
+    sbom: Path | None = None
+    sbom_sha256: str = ""
+    licences: Mapping[str, int] = field(default_factory=dict)
+    inventory: Path | None = None
+    changelogs: Path | None = None
 
 
 class Outcome(StrEnum):
@@ -409,7 +420,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The result of the acceptance suite for exactly one file."""
+    """The result of the acceptance suite for exactly one file; ``booted`` is what was noted of the running guest."""
 
     artifact_sha256: str
     checks: tuple[Check, ...]
@@ -420,6 +431,7 @@ class Verdict:
     console_log: Path | None = None
     report_digest: str = ""
     region_proof: str = ""
+    booted: Path | None = None
 
     @property
     def passed(self) -> bool:
@@ -435,7 +447,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A signed image; only :func:`factory.sign.sign` makes one, and only from a passed verdict on the same bytes."""
+    """A signed image; only :mod:`factory.sign` makes one, and only from a passed verdict on the same bytes.
+
+    ``statements`` are the types of what is attested about it, ``key_ends`` is when its key signs no more, if ever.
+    """
 
     artifact: Artifact
     verdict: Verdict
@@ -444,6 +459,8 @@ class Bundle:
     directory: Path
     files: tuple[str, ...]
     signed_at: datetime
+    statements: tuple[str, ...] = ()
+    key_ends: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

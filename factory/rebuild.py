@@ -310,7 +310,8 @@ def _diffoscope(old: Path, new: Path, report: Path, say: Say) -> Path:
 
 def _keep(run: Run, made: Artifact, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
-    for path in (made.path, made.tarball, made.lock, made.files_list, made.packages_list, run.path / source.MANIFEST):
+    lists = (made.lock, made.files_list, made.packages_list, made.sbom, made.inventory, made.changelogs)
+    for path in (made.path, made.tarball, *filter(None, lists), run.path / source.MANIFEST):
         shutil.move(path, out / path.name)
     shutil.copytree(run.path / "logs", out / "logs", dirs_exist_ok=True)
     return out

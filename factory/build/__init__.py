@@ -19,11 +19,13 @@ from pathlib import Path
 from factory import __version__
 from factory.build import contents, disk, filesystem, honesty, qcow2, tarball
 from factory.build.box import ROOT, TARGET, Box, available_memory_bytes, box, memory_for_target
+from factory.build.evidence import Evidence, evidence_of
 from factory.build.failure import full
 from factory.build.identity import Identity, build_id, identity
 from factory.build.kiwi import INPUTS_PORT, KIWI_TARGET, kiwi_build, kiwi_version
 from factory.build.layers import layers
 from factory.build.leftovers import clean_leftovers
+from factory.build.records import package_files, write_records
 from factory.build.tidy import expect_tidy
 from factory.errors import BuildError, CommandFailed, InputsError
 from factory.inputs.answers import Inputs
@@ -113,6 +115,7 @@ class _Found:
     files: str
     epoch: int
     layers: Mapping[str, str]
+    evidence: Evidence
 
 
 def _origins(recipe: Recipe) -> dict[str, Origin]:
@@ -163,6 +166,7 @@ def _tail(
             status = tree.read("/var/lib/dpkg/status").decode(errors="replace")
             honest = beside.submit(_expect_locked, recipe, status, tree, inputs)
             files = beside.submit(contents.files_list, tree)
+            told = beside.submit(evidence_of, status, tree)
             place.run(["truncate", f"--size={size_bytes}", _DISK])
             with place.seen(_DISK).open("r+b") as file:
                 file.write(disk.with_disk_id(head, marks.disk_id))
@@ -178,6 +182,7 @@ def _tail(
                 files=files.result(),
                 epoch=marks.epoch,
                 layers=parts.result(),
+                evidence=told.result(),
             )
 
 
@@ -227,12 +232,25 @@ def _artifact(
     inputs_digest = write_lock(lock, recorder.inputs)
     lists = _write_lists(run, packages, found.files)
     sums, tools = digests(image), _tools()
+    records = write_records(
+        run.path,
+        image=image,
+        name=recipe.description.name,
+        sums=sums,
+        epoch=found.epoch,
+        build_id=build_id(recipe.digest, inputs_digest),
+        tools=tools,
+        packages=packages,
+        files=package_files(packages, recorder.inputs, recorder.store, recipe.tree),
+        found=found.evidence,
+    )
+    results = {path.name: path for path in (*lists, lock, *records.paths)}
     manifest = tarball.manifest_of(
         recipe,
         epoch=found.epoch,
         inputs_digest=inputs_digest,
         tools=tools,
-        results={image.name: sums.sha256, **tarball.sums({path.name: path for path in (*lists, lock)})},
+        results={image.name: sums.sha256, **tarball.sums(results)},
         layers=found.layers,
         size_bytes=sums.size_bytes,
     )
@@ -261,6 +279,11 @@ def _artifact(
         build_id=build_id(recipe.digest, inputs_digest),
         built_at=now,
         seconds=seconds,
+        sbom=records.sbom,
+        sbom_sha256=records.sbom_sha256,
+        licences=records.licences,
+        inventory=records.inventory,
+        changelogs=records.changelogs,
     )
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from factory.build.records import LATER
+from factory.build.sbom import NAME as SBOM
 from factory.build.tarball import FILES, LOCK, PACKAGES, Manifest
 
 Contents = Callable[[str], tuple[bytes, bytes] | None]
@@ -78,8 +80,12 @@ def differences(
 
 
 def _results(recorded: Manifest, made: Manifest) -> Iterable[Difference]:
-    """What came out otherwise, beyond what is looked into: a result that differs is never passed over."""
-    known = {recorded.image_name, FILES, PACKAGES, LOCK}
+    """What came out otherwise, beyond what is looked into: a result that differs is never passed over.
+
+    An older factory did not make every record, and a bill of materials names the tools, which are compared already.
+    """
+    known = {recorded.image_name, FILES, PACKAGES, LOCK, *(LATER - recorded.results.keys())}
+    known |= {SBOM} if recorded.tools != made.tools else set()
     for name in sorted({*recorded.results, *made.results} - known):
         old, new = recorded.results.get(name, ""), made.results.get(name, "")
         if old != new:

@@ -31,6 +31,11 @@ def identity(image: str, epoch: int) -> Identity:
     )
 
 
+def serial_number(sha256: str) -> uuid.UUID:
+    """The number of an image's bill of materials: another one for other bytes, and only then."""
+    return uuid.uuid5(_NAMESPACE, f"{sha256}/sbom")
+
+
 def build_id(recipe_digest: str, inputs_digest: str) -> str:
     """A short name for what a recipe and its inputs make: the same for the same bytes."""
     return hashlib.sha256(f"{recipe_digest}/{inputs_digest}".encode()).hexdigest()[:12]

@@ -114,7 +114,9 @@ def _named(name: str) -> str:
     licence = _identifier(plain.strip())
     if not separator or not licence:
         return licence
-    known = _exceptions().get(exception.strip().lower())
+    words = exception.strip().lower()
+    tries = (words, words.removesuffix(" exception"), words.replace(" exception", "-exception"))
+    known = next((found for one in tries if (found := _exceptions().get(one, ""))), "")
     return f"{licence} WITH {known}" if known else ""
 
 
