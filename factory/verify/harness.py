@@ -27,7 +27,7 @@ from factory.system.clock import stamp
 from factory.system.files import expect_digest, remove, sha256_file, write_whole
 from factory.system.namespaces import NetworkNamespace
 from factory.system.state import Run, State
-from factory.verify import boots
+from factory.verify import booted, boots
 from factory.verify.boots import DOES_NOT_BOOT, Noted, Stage
 from factory.verify.look import Judged, Look, boots_at_all, look
 from factory.verify.subject import Subject, inspect, subject_of, subject_of_file
@@ -146,6 +146,7 @@ def _verdict(
                 suite=suite,
                 folder=work,
                 log_dir=log_dir,
+                notes=folder,
                 timeout_s=subject.description.budgets.boot_timeout_s,
                 say=say,
             )
@@ -168,6 +169,7 @@ def _verdict(
         indent=1,
     )
     write_whole(folder / "checks.json", text + "\n")
+    noted = folder / booted.NAME
     return Verdict(
         artifact_sha256=sha256,
         checks=judged.checks,
@@ -178,6 +180,7 @@ def _verdict(
         console_log=log_dir / "console.log",
         report_digest=sha256_file(folder / "checks.json"),
         region_proof=judged.region_proof,
+        booted=noted if noted.is_file() else None,
     )
 
 
@@ -260,17 +263,18 @@ def _first(stage: Stage, network: Network, other: Callable[[], Noted], *, suite:
         # an image whose time servers are not known would never get the time here
         rtc_base=stage.now - boots.CLOCK_OFF if stage.subject.artifact else None,
     ) as guest:
-        booted = guest.boot_s
+        boot_s = guest.boot_s
         how = Look(
             subject=stage.subject,
             suite=suite,
             folder=stage.folder,
             log_dir=stage.log_dir,
+            notes=stage.folder.parent,
             timeout_s=stage.timeout_s,
             say=stage.say,
         )
         checks, junit = look(guest, how, facts=_reached(guest, seed), second=second)
-    return Judged(checks=checks, accelerator=stage.accelerator, boot_s=booted, region_proof=proof, junit=junit)
+    return Judged(checks=checks, accelerator=stage.accelerator, boot_s=boot_s, region_proof=proof, junit=junit)
 
 
 def _reached(guest: Guest, seed: Seed) -> dict[str, Any]:

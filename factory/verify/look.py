@@ -12,8 +12,8 @@ from factory.errors import FactoryError
 from factory.model import Check, Outcome
 from factory.sandbox.conversation import Conversation
 from factory.sandbox.guest import Guest
-from factory.system.files import remove
-from factory.verify import boots
+from factory.system.files import remove, write_whole
+from factory.verify import booted, boots
 from factory.verify.boots import Noted
 from factory.verify.outside import probe
 from factory.verify.seen import console_login, seen, shown_password
@@ -38,12 +38,13 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What is looked for, and where the results go. ``folder`` is private and goes away, ``log_dir`` stays."""
+    """What is looked for, and where results go. ``folder`` is private and goes away, ``log_dir`` and ``notes`` stay."""
 
     subject: Subject
     suite: Path
     folder: Path
     log_dir: Path
+    notes: Path
     timeout_s: float
     say: Say
 
@@ -68,6 +69,10 @@ def look(
     remove(log)
     how.say("the suite looks at the guest")
     inside = _suite(how, told, "inside", marks="not later", secrets=noted.secrets, log=log)
+    built = how.subject.artifact
+    write_whole(
+        how.notes / booted.NAME, booted.note_booted(guest, booted.configured(built.inventory if built else None))
+    )
     noted.facts["outside"] = _attack(guest, how, password=password)
     how.say("rebooting the guest")
     boots.reboot(guest, noted, before=before, timeout_s=how.timeout_s)
