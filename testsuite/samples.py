@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from factory.inputs.lock import Input, lock_text
 from factory.model import (
     Artifact,
     Bundle,
@@ -33,6 +34,11 @@ PACKAGES = (
     Package(name="apt", version="3.0.3", arch="amd64"),
     Package(name="cloud-init", version="25.1.4-1", arch="all"),
     Package(name="openssh-server", version="1:10.0p1-7", arch="amd64"),
+)
+INPUTS = (
+    Input(repository="debian", path="dists/trixie/InRelease", sha512="6" * 128, size_bytes=140421),
+    Input(repository="debian", path="dists/trixie/main/i18n/Translation-de", status=404),
+    Input(repository="debian", path="pool/main/a/apt/apt_3.0.3_amd64.deb", sha512="7" * 128, size_bytes=1400000),
 )
 
 
@@ -66,7 +72,7 @@ def artifact(
     files = {
         f"{run.image}.qcow2": content,
         f"{run.image}.source.tar.xz": b"the tarball's bytes",
-        "inputs.lock": b'{"schema": "factory/inputs/1"}\n',
+        "inputs.lock": lock_text(INPUTS).encode(),
         f"{run.image}.packages": "".join(f"{one.name} {one.version}\n" for one in packages).encode(),
         f"{run.image}.files": b"/etc/os-release\n",
     }

@@ -136,6 +136,7 @@ def load_site(path: Path | None, *, pems_exist: bool = True) -> Site:
     signing = Signing(
         fingerprint=read.signing.fingerprint.upper(),
         gnupg_home=path.parent / Path(read.signing.gnupg_home).expanduser() if read.signing.gnupg_home else None,
+        builder=read.signing.builder,
     )
     return Site(
         path=path,

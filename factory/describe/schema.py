@@ -325,6 +325,7 @@ class SigningTable(Closed):
 
     fingerprint: Annotated[str, Field(pattern=r"^([0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})$")] = ""
     gnupg_home: Text | None = None
+    builder: Annotated[str, Field(pattern=r"^$|^[a-z][a-z0-9+.-]*:[!-~]+$")] = ""
 
 
 class NotifyTable(Closed):

@@ -2,32 +2,36 @@
 """The sign stage: an artifact and a green verdict about the same bytes become a bundle.
 
 ``bundle/`` in the run's folder appears whole: the image (a hard link, not a copy), the source tarball, the package
-list, the lock of the inputs, the verdict, ``SHA256SUMS`` over all of them, and detached signatures.
+list, the lock of the inputs, the verdict, two signed statements (provenance and test result), ``SHA256SUMS`` over all
+of them, and detached signatures. Where the key is on another host, a request goes there and an answer comes back.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from factory.errors import NotGood, SignError
 from factory.model import Artifact, Bundle, Signing, Verdict
-from factory.sign.checksums import NAME as SUMS
-from factory.sign.checksums import is_plain, sums_text
+from factory.sign.checksums import is_plain
+from factory.sign.evidence import JUNIT, VERDICT
 from factory.sign.junit import junit
-from factory.sign.keyring import signing_key
-from factory.sign.openpgp import Home, Key
+from factory.sign.keyring import WARN_DAYS, end_of, key_dates, signing_key
+from factory.sign.openpgp import Home, Key, expect_made
+from factory.sign.request import CLOCK_SLACK as _CLOCK_SLACK
+from factory.sign.request import VERDICT_DAYS, SigningRequest, expect_answer, expect_good, read_answer, seal
+from factory.sign.statements import PROVENANCE, TEST_RESULT, provenance, test_result, verdict_json
+from factory.sign.verify import verify_signatures
 from factory.system.files import appearing, expect_digest, sha256_file, write_whole
 from factory.system.state import Run, State
 
-VERDICT_DAYS = 7
-"""A verdict older than this is stale: packages it did not see may have had security fixes since."""
-PUBLIC_KEY = "throw-away-key.pub"
-_CLOCK_SLACK = timedelta(hours=1)
+STATEMENTS = (PROVENANCE, TEST_RESULT)
 _SHOWN_FAILURES = 5
+Say = Callable[[str], None]
 
 
 def sign(
@@ -39,9 +43,9 @@ def sign(
     signing: Signing,
     keys: Path,
     now: datetime,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Bundle:
-    """Sign a green image.
+    """Sign a green image with a key of this host.
 
     Args:
         signing: the site's key by full fingerprint, or nothing for the throw-away key of the embedded default.
@@ -52,17 +56,16 @@ def sign(
         SignError: the key is absent, unknown, expired or about to expire, or GnuPG failed.
         FactoryError: a file is no longer the one that was recorded.
     """
-    expect_green(artifact, verdict, now=now)
-    expect_digest(artifact.path, artifact.sha256)
-    expect_digest(artifact.tarball, artifact.tarball_sha256)
-    expect_digest(artifact.lock, artifact.lock_sha256)
+    detached = (artifact.path.name, artifact.tarball.name)
+    parts, request = _prepared(artifact, verdict, run=run, signing=signing, detached=detached, now=now)
     with signing_key(signing, state=state, keys=keys, now=now, log=run.log("gpg-agent")) as (home, key, throw_away):
         say(f"signing with {key.fingerprint}" + (", a throw-away key" if throw_away else ""))
+        ends = end_of(key, key_dates(keys) if not throw_away else ())
+        warn_of_end(ends, now=now, say=say)
         with appearing(run.path / "bundle") as folder:
-            folder.mkdir()
-            digests = _fill(folder, artifact, verdict, public_key=home.export(key.fingerprint) if throw_away else "")
-            write_whole(folder / SUMS, sums_text(digests))
-            for name in (artifact.path.name, SUMS, artifact.tarball.name):
+            sealed = seal(request, home=home, key=key, throw_away=throw_away)
+            _fill(folder, parts, sealed.files)
+            for name in detached:
                 _sign_file(home, key, folder / name)
             files = tuple(sorted(path.name for path in folder.iterdir()))
     say(f"{len(files)} files in {run.path / 'bundle'}")
@@ -74,7 +77,72 @@ def sign(
         directory=run.path / "bundle",
         files=files,
         signed_at=now,
+        statements=STATEMENTS,
+        key_ends=ends,
     )
+
+
+def request_of(artifact: Artifact, verdict: Verdict, *, run: Run, signing: Signing, now: datetime) -> SigningRequest:
+    """What another host is to sign: digests and statements, no image.
+
+    Raises:
+        NotGood: the verdict is red, stale, or about other bytes.
+        FactoryError: a file is no longer the one that was recorded.
+    """
+    request = _prepared(artifact, verdict, run=run, signing=signing, detached=(), now=now)[1]
+    expect_good(request, now=now)
+    return request
+
+
+def attach(
+    artifact: Artifact,
+    verdict: Verdict,
+    answer: Path,
+    *,
+    run: Run,
+    signing: Signing,
+    keys: Path,
+    trusted: Path,
+    now: datetime,
+    say: Say,
+) -> Bundle:
+    """Make the bundle of what another host signed; it appears only when it verifies.
+
+    Args:
+        answer: what that host wrote.
+        trusted: a folder of further public keys, beside those that ``keys`` lists.
+
+    Raises:
+        NotGood: the answer is to another request, or does not verify.
+        FactoryError: a file is no longer the one that was recorded.
+    """
+    parts, request = _prepared(artifact, verdict, run=run, signing=signing, detached=(), now=now)
+    sealed = read_answer(answer)
+    expect_answer(sealed, request)
+    with appearing(run.path / "bundle") as folder:
+        _fill(folder, parts, sealed.files)
+        found = verify_signatures(folder, keys=keys, trusted=trusted, now=now)
+        files = tuple(sorted(path.name for path in folder.iterdir()))
+    ends = min((one.key_ends for one in found.signatures if one.key_ends is not None), default=None)
+    say(f"{len(files)} files in {run.path / 'bundle'}, signed elsewhere with {found.fingerprint}")
+    warn_of_end(ends, now=now, say=say)
+    return Bundle(
+        artifact=artifact,
+        verdict=verdict,
+        fingerprint=found.fingerprint,
+        throw_away_key=found.throw_away,
+        directory=run.path / "bundle",
+        files=files,
+        signed_at=max(one.made_at for one in found.signatures),
+        statements=STATEMENTS,
+        key_ends=ends,
+    )
+
+
+def warn_of_end(ends: datetime | None, *, now: datetime, say: Say) -> None:
+    """Say so when a key signs for a month more at most."""
+    if ends is not None and ends - now <= timedelta(days=WARN_DAYS):
+        say(f"warning: this key signs for {(ends - now).days} days more; see docs/how-to/change-signing-keys.md")
 
 
 def expect_green(artifact: Artifact, verdict: Verdict, *, now: datetime) -> None:
@@ -112,45 +180,63 @@ def expect_green(artifact: Artifact, verdict: Verdict, *, now: datetime) -> None
         )
 
 
-def _fill(folder: Path, artifact: Artifact, verdict: Verdict, *, public_key: str) -> dict[str, str]:
-    """Put every file but the sums and signatures into ``folder``; returns names and digests."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What is in a bundle before anything is signed: files of the run by their SHA-256, and texts by name."""
+
+    files: Mapping[Path, str]
+    texts: Mapping[str, str]
+
+
+def _prepared(
+    artifact: Artifact, verdict: Verdict, *, run: Run, signing: Signing, detached: tuple[str, ...], now: datetime
+) -> tuple[_Parts, SigningRequest]:
+    """The parts of the bundle, and what is to be signed about them."""
+    expect_green(artifact, verdict, now=now)
+    expect_digest(artifact.path, artifact.sha256)
+    expect_digest(artifact.tarball, artifact.tarball_sha256)
+    expect_digest(artifact.lock, artifact.lock_sha256)
+    files = _built(artifact)
+    texts = {VERDICT: verdict_json(artifact, verdict), JUNIT: junit(verdict)}
+    built = {path.name: sha256 for path, sha256 in files.items()}
+    digests = {**built, **{name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}}
+    if len(digests) != len(files) + len(texts) or not all(is_plain(name) for name in digests):
+        raise SignError(f"files of these names cannot stand in a bundle: {', '.join(path.name for path in files)}")
+    statements = (
+        provenance(
+            artifact,
+            run_id=run.id,
+            built=built,
+            lock=artifact.lock,
+            detached=detached,
+            builder_id=signing.builder,
+        ),
+        test_result(artifact, verdict, verdict_sha256=digests[VERDICT]),
+    )
+    request = SigningRequest(
+        run=run.id,
+        image=artifact.path.name,
+        digests=digests,
+        statements=tuple(one.decode() for one in statements),
+        verdict=texts[VERDICT],
+        lock=artifact.lock.read_text(),
+    )
+    return _Parts(files=files, texts=texts), request
+
+
+def _built(artifact: Artifact) -> dict[Path, str]:
+    """Every file that the build made for others, by SHA-256: the subjects of the provenance."""
     known = {artifact.path: artifact.sha256, artifact.tarball: artifact.tarball_sha256}
-    known |= {artifact.lock: artifact.lock_sha256, artifact.packages_list: sha256_file(artifact.packages_list)}
-    digests: dict[str, str] = {}
-    for path, sha256 in known.items():
-        if path.name in digests or not is_plain(path.name):
-            raise SignError(f"the file name {path.name!r} cannot stand in a bundle")
+    return known | {artifact.lock: artifact.lock_sha256, artifact.packages_list: sha256_file(artifact.packages_list)}
+
+
+def _fill(folder: Path, parts: _Parts, sealed: Mapping[str, str]) -> None:
+    """Put the parts and the signed files into a new ``folder``."""
+    folder.mkdir()
+    for path in parts.files:
         os.link(path, folder / path.name)
-        digests[path.name] = sha256
-    texts = {"verdict.json": _verdict_json(verdict), "verdict.junit.xml": junit(verdict)}
-    texts |= {PUBLIC_KEY: public_key} if public_key else {}
-    for name, text in texts.items():
+    for name, text in {**parts.texts, **sealed}.items():
         write_whole(folder / name, text)
-        digests[name] = sha256_file(folder / name)
-    return digests
-
-
-def _verdict_json(verdict: Verdict) -> str:
-    body = {
-        "schema": "factory/verdict/1",
-        "artifact_sha256": verdict.artifact_sha256,
-        "passed": verdict.passed,
-        "judged_at": verdict.judged_at.isoformat(),
-        "sandbox": verdict.sandbox,
-        "accelerator": verdict.accelerator,
-        "region_proof": verdict.region_proof,
-        "checks": [
-            {
-                "name": one.name,
-                "guarantee": one.guarantee,
-                "outcome": one.outcome.value,
-                "message": one.message,
-                "seconds": round(one.seconds, 3),
-            }
-            for one in verdict.checks
-        ],
-    }
-    return json.dumps(body, indent=1) + "\n"
 
 
 def _sign_file(home: Home, key: Key, file: Path) -> None:
@@ -158,10 +244,4 @@ def _sign_file(home: Home, key: Key, file: Path) -> None:
     signature = file.with_name(f"{file.name}.asc")
     home.sign(file, signature, fingerprint=key.fingerprint)
     signature.chmod(0o644)
-    made = home.verify(file, signature)
-    if [(one.primary, one.fault) for one in made] != [(key.fingerprint, "")]:
-        raise SignError(
-            f"the signature over '{file.name}' does not verify",
-            facts=tuple(("GnuPG says", one.fault or f"made by {one.primary}") for one in made),
-            hint="name the primary key by its full fingerprint",
-        )
+    expect_made(home.verify(file, signature), key.fingerprint, what=f"'{file.name}'")

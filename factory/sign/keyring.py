@@ -31,6 +31,9 @@ THROW_AWAY_DAYS = 365
 SIGNING_MARGIN = timedelta(days=14)
 """A key that expires sooner than this signs nothing more: there must be time to change keys."""
 
+WARN_DAYS = 30
+"""People hear of a key's end this long before, so that its successor can be published in time."""
+
 _FINGERPRINT = re.compile(r"[0-9A-F]{40}([0-9A-F]{24})?")
 _LOCK_WAIT_S = 60.0
 
@@ -50,10 +53,14 @@ class KeyDates:
     expires: date | None
     file: Path
 
+    @property
+    def ends(self) -> datetime | None:
+        """When the key signs no more, if ever."""
+        return min((start_of(day) for day in (self.in_use_to, self.expires) if day is not None), default=None)
+
     def in_use_at(self, when: datetime) -> bool:
         """Whether the key was the one to sign with."""
-        ends = [start_of(day) for day in (self.in_use_to, self.expires) if day is not None]
-        return start_of(self.in_use_from) <= when and all(when < end for end in ends)
+        return start_of(self.in_use_from) <= when and (self.ends is None or when < self.ends)
 
     @property
     def in_use(self) -> str:
@@ -111,24 +118,55 @@ def key_dates(folder: Path) -> tuple[KeyDates, ...]:
         return f"{path}{where} {'.'.join(map(str, location))}"
 
     try:
-        entries = _File.model_validate(tomllib.loads(text)).key
+        read = tomllib.loads(text)
     except tomllib.TOMLDecodeError as malformed:
         raise InputFault(
             f"'{path}' is not TOML", faults=(Fault(place=str(path), problem=str(malformed)),)
         ) from malformed
-    except ValidationError as invalid:
-        faults = tuple(
-            Fault(place=place(one["loc"]), problem=one["msg"].removeprefix("Value error, ")) for one in invalid.errors()
-        )
-        raise InputFault(f"'{path}' has {_count(faults)}", faults=faults) from None
-    faults = tuple(
-        Fault(place=place(("key", index)), problem=problem)
-        for index, entry in enumerate(entries)
-        for problem in _problems(entry, entries[:index], folder)
-    )
-    if faults:
+    entries, found = _entries(read)
+    for index, entry in entries.items():
+        before = tuple(other for at, other in entries.items() if at < index)
+        found += [(("key", index), problem) for problem in _problems(entry, before, folder)]
+    if not found or len(entries) == len(read.get("key", ())):  # without a key's dates nobody can tell
+        found += [(("key", index), problem) for index, problem in _gaps(entries)]
+    if found:
+        faults = tuple(Fault(place=place(where), problem=problem) for where, problem in found)
         raise InputFault(f"'{path}' has {_count(faults)}", faults=faults)
-    return tuple(_dates(entry, folder) for entry in entries)
+    return tuple(_dates(entry, folder) for entry in entries.values())
+
+
+_Found = list[tuple[tuple[int | str, ...], str]]
+
+
+def _entries(read: dict[str, object]) -> tuple[dict[int, _Entry], _Found]:
+    """The entries that are of the right form, by their place, and what is wrong with the form of the file."""
+    try:
+        return dict(enumerate(_File.model_validate(read).key)), []
+    except ValidationError as invalid:
+        found = [(one["loc"], one["msg"].removeprefix("Value error, ")) for one in invalid.errors()]
+    tables = read.get("key")
+    wrong = {where[1] for where, _ in found if len(where) > 1}
+    good = [at for at in range(len(tables)) if at not in wrong] if isinstance(tables, list) else []
+    return ({at: _Entry.model_validate(tables[at]) for at in good} if isinstance(tables, list) else {}), found
+
+
+def _gaps(entries: dict[int, _Entry]) -> Iterator[tuple[int, str]]:
+    """Every time between the first and the last key in which none is in use, told at the key after it."""
+    if any((end := _end(entry)) is not None and end <= entry.in_use_from for entry in entries.values()):
+        return
+    ordered = sorted(entries.items(), key=lambda item: item[1].in_use_from)
+    reached: date | None = None
+    for number, (index, entry) in enumerate(ordered):
+        if number and reached is not None and entry.in_use_from > reached:
+            yield index, f"no key is in use from {reached} to {entry.in_use_from}"
+        end = _end(entry)
+        if end is None:
+            return
+        reached = end if reached is None else max(reached, end)
+
+
+def _end(entry: _Entry) -> date | None:
+    return min((day for day in (entry.in_use_to, entry.expires) if day is not None), default=None)
 
 
 def _count(faults: tuple[Fault, ...]) -> str:
@@ -178,6 +216,12 @@ def signing_key(
         expect_listed(key, key_dates(keys), now=now)
         expect_alive(key, now=now)
         yield home, key, False
+
+
+def end_of(key: Key, listed: tuple[KeyDates, ...]) -> datetime | None:
+    """When a key signs no more: by its own end, or by the dates that are listed for it."""
+    ends = [key.expires, *(one.ends for one in listed if one.fingerprint == key.fingerprint)]
+    return min((end for end in ends if end is not None), default=None)
 
 
 def _private_key(home: Home, fingerprint: str, folder: Path) -> Key:

@@ -133,24 +133,59 @@ class Home:
             return fields[1]
         raise SignError("GnuPG made no key", facts=_said(done))
 
-    def sign(self, file: Path, signature: Path, *, fingerprint: str) -> None:
-        """Write a detached, ASCII-armoured signature over ``file``.
+    def sign(
+        self, file: Path, signature: Path, *, fingerprint: str, digest: str = "SHA512", armor: bool = True
+    ) -> None:
+        """Write a detached signature over ``file``, ASCII-armoured or as binary packet.
 
         Raises:
             SignError: GnuPG could not; its last words are in the facts.
         """
-        argv: tuple[str | Path, ...] = ("--local-user", fingerprint, "--digest-algo", "SHA512", "--armor")
+        argv: tuple[str | Path, ...] = ("--local-user", fingerprint, "--digest-algo", digest)
         try:
-            self.gpg(*argv, "--output", signature, "--detach-sign", file)
+            self.gpg(*argv, "--armor" if armor else "--no-armor", "--output", signature, "--detach-sign", file)
         except CommandFailed as failed:
             raise SignError(
                 f"'{file.name}' could not be signed with {fingerprint}",
                 hint="a passphrase must be with the gpg-agent already (gpg-preset-passphrase, or a smart card)",
             ) from failed
 
+    def sign_bytes(
+        self, content: bytes, *, fingerprint: str, what: str, digest: str = "SHA256", armor: bool = False
+    ) -> bytes:
+        """A detached signature over ``content``, read back; ``what`` is what errors call it.
+
+        Raises:
+            SignError: GnuPG could not, or what it made does not verify.
+        """
+        with tempfile.TemporaryDirectory(prefix="factory-sign-") as folder:
+            file, signature = Path(folder) / "content", Path(folder) / "signature"
+            file.write_bytes(content)
+            self.sign(file, signature, fingerprint=fingerprint, digest=digest, armor=armor)
+            expect_made(self.verify(file, signature), fingerprint, what=what)
+            return signature.read_bytes()
+
     def verify(self, file: Path, signature: Path) -> tuple[Signature, ...]:
         """Every signature in ``signature`` over ``file``, good or not."""
         return parse_signatures(self.gpg("--verify", signature, file, check=False).stdout)
+
+    def verify_bytes(self, content: bytes, signature: bytes) -> tuple[Signature, ...]:
+        """Every signature in ``signature`` over ``content``, good or not."""
+        with tempfile.TemporaryDirectory(prefix="factory-verify-") as folder:
+            files = Path(folder) / "content", Path(folder) / "signature"
+            for file, body in zip(files, (content, signature), strict=True):
+                file.write_bytes(body)
+            return self.verify(*files)
+
+
+def expect_made(made: Sequence[Signature], fingerprint: str, *, what: str) -> None:
+    """Raise SignError unless this is one good signature of that primary key: read back before anyone else has to."""
+    if [(one.primary, one.fault) for one in made] != [(fingerprint, "")]:
+        raise SignError(
+            f"the signature over {what} does not verify",
+            facts=tuple(("GnuPG says", one.fault or f"made by {one.primary}") for one in made),
+            hint="name the primary key by its full fingerprint",
+        )
 
 
 def _said(done: Completed) -> tuple[tuple[str, str], ...]:

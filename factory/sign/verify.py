@@ -2,7 +2,8 @@
 """Whether a folder of published files is what the factory signed, from public keys alone.
 
 In this order: ``SHA256SUMS`` is signed by a key that counted when it signed; the folder holds just the files that it
-lists, whole; the image and the source tarball carry good signatures of their own. A signature that was made while its
+lists, whole; files that have signatures of their own have good ones; both statements are signed likewise, and say what
+the files say (:mod:`factory.sign.evidence`). A signature that was made while its
 key was valid stays good after the key has expired. (The time in a signature is what the signer's host claimed: a key
 that is stolen can date back, which is why a stolen key is revoked, not left to expire.)
 """
@@ -17,17 +18,21 @@ from pathlib import Path
 from factory.errors import InputFault, NotGood
 from factory.sign.checksums import NAME as SUMS
 from factory.sign.checksums import MalformedSums, parse_sums
-from factory.sign.keyring import THROW_AWAY_USER_ID, KeyDates, key_dates
+from factory.sign.dsse import LIMIT_BYTES, SUFFIX, Envelope, encoded, envelopes
+from factory.sign.evidence import LOCK, VERDICT, Evidence, images_in, judge, made_before_statements, name_of
+from factory.sign.keyring import THROW_AWAY_USER_ID, KeyDates, end_of, key_dates
 from factory.sign.openpgp import Home, Key, Signature, public_home
-from factory.system.files import sha256_file
+from factory.sign.strict_json import Malformed
+from factory.system.files import digests
 
 SIGNED_SUFFIXES = (".qcow2", ".tar", ".tar.gz", ".tar.xz", ".tar.zst")
-"""Files of these kinds carry a signature of their own beside the one over SHA256SUMS."""
+"""Of these kinds are the files with a signature of their own where no provenance names them."""
 UNSIGNED = frozenset({"index.html"})
 """Made by the download directory after signing; nothing depends on it."""
 _CLOCK_SLACK = timedelta(hours=1)
 _SUMS_MAX_BYTES = 1 << 20
 _SHOWN_FAULTS = 20
+_NONE = "lists no statements: this has no provenance, and was not made before factories attested"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +46,21 @@ class GoodSignature:
     key_expires: datetime | None
     key_expired: bool
     throw_away: bool
+    key_ends: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignatureReport:
-    """A folder that verified; ``files`` maps what SHA256SUMS lists to its digests, ``unsigned`` is beside it."""
+    """A folder that verified; ``files`` maps what SHA256SUMS lists to its digests, ``unsigned`` is beside it.
+
+    ``evidence`` is what its statements say, or None where a factory made it that attested nothing yet.
+    """
 
     directory: Path
     signatures: tuple[GoodSignature, ...]
     files: dict[str, str]
     unsigned: tuple[str, ...]
+    evidence: Evidence | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -123,6 +133,8 @@ class _Inspection:
         self.dates = {one.fingerprint: one for one in dates}
         self.faults: list[tuple[str, str]] = []
         self.signatures: list[GoodSignature] = []
+        self.sha512: dict[str, str] = {}
+        self.detached: tuple[str, ...] = ()
 
     def report(self) -> SignatureReport:
         sums = self._sums()
@@ -130,8 +142,9 @@ class _Inspection:
         allowed = {SUMS, f"{SUMS}.asc", *sums, *(f"{name}.asc" for name in sums)}
         self._check_files(sums, present)
         self._check_signature(SUMS)
+        evidence = self._evidence(sums)
         for name in sorted(sums):
-            if f"{name}.asc" in present or name.endswith(SIGNED_SUFFIXES):
+            if f"{name}.asc" in present or name in self.detached:
                 self._check_signature(name)
         for name in sorted(present - allowed - UNSIGNED):
             self._fault(name, f"is not listed in {SUMS}")
@@ -142,6 +155,7 @@ class _Inspection:
             signatures=tuple(self.signatures),
             files=sums,
             unsigned=tuple(sorted(present & UNSIGNED)),
+            evidence=evidence,
         )
 
     def one(self, name: str) -> tuple[GoodSignature, ...]:
@@ -167,8 +181,59 @@ class _Inspection:
                 self._fault(name, "is missing")
             elif not _plain_file(path):
                 self._fault(name, "is not a plain file")
-            elif (found := sha256_file(path)) != sha256:
-                self._fault(name, f"has the SHA-256 {found}, but {SUMS} says {sha256}")
+            else:
+                found = digests(path)
+                self.sha512[name] = found.sha512
+                if found.sha256 != sha256:
+                    self._fault(name, f"has the SHA-256 {found.sha256}, but {SUMS} says {sha256}")
+
+    def _evidence(self, sums: dict[str, str]) -> Evidence | None:
+        """What the statements of this bundle say; nothing where they are not good, or older factories made none."""
+        bundles = [name for name in sums if name.endswith(SUFFIX)]
+        if not bundles and made_before_statements(self._content(VERDICT)):
+            self.detached = tuple(name for name in sums if name.endswith(SIGNED_SUFFIXES))
+            return None
+        if not bundles or bundles != [name_of(image) for image in images_in(sums)]:
+            self._fault(SUMS, f"lists statements of {len(bundles)} files, not of its one image" if bundles else _NONE)
+            return None
+        try:
+            found = envelopes(self._content(bundles[0]))
+        except Malformed as wrong:
+            self._fault(bundles[0], str(wrong))
+            return None
+        for number, envelope in enumerate(found, start=1):
+            self._check_envelope(bundles[0], number, envelope)
+        judged = judge(
+            [envelope.payload for envelope in found],
+            sums=sums,
+            verdict=self._content(VERDICT),
+            lock=self._content(LOCK),
+            sha512=self.sha512.get(images_in(sums)[0]),
+        )
+        self.faults += judged.faults
+        self.detached = judged.evidence.detached if judged.evidence else ()
+        return judged.evidence
+
+    def _content(self, name: str) -> bytes:
+        """A file of the folder, cut where it is longer than any of ours; nothing where there is none."""
+        path = self.directory / name
+        if not _plain_file(path):
+            return b""
+        with path.open("rb") as file:
+            return file.read(LIMIT_BYTES + 1)
+
+    def _check_envelope(self, name: str, number: int, envelope: Envelope) -> None:
+        """Every signature of an envelope is one good one, by the key that it names."""
+        content = encoded(envelope.payload)
+        for keyid, signature in envelope.signatures:
+            made = self.home.verify_bytes(content, signature)
+            problem = self._problem(made[0]) if len(made) == 1 else f"holds {len(made)} signatures, not one"
+            if not problem and made[0].primary != keyid:
+                problem = f"was made by {made[0].primary}, but names {keyid[:80]}"
+            if problem:
+                self._fault(name, f"the signature of statement {number} {problem}")
+            else:
+                self.signatures.append(self._good(f"{name}:{number}", made[0]))
 
     def _check_signature(self, name: str) -> None:
         file, signature = self.directory / name, self.directory / f"{name}.asc"
@@ -222,6 +287,7 @@ class _Inspection:
             made_at=made.made_at,
             key_expires=key.expires,
             key_expired=key.expires is not None and key.expires <= self.home.now,
+            key_ends=end_of(key, tuple(self.dates.values())),
             throw_away=key.user_id == THROW_AWAY_USER_ID,
         )
 

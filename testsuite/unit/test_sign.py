@@ -141,6 +141,7 @@ def test_a_green_image_becomes_a_bundle_that_verifies(place):
         "debian13.packages",
         "debian13.qcow2",
         "debian13.qcow2.asc",
+        "debian13.qcow2.intoto.jsonl",
         "debian13.source.tar.xz",
         "debian13.source.tar.xz.asc",
         "inputs.lock",
@@ -155,7 +156,7 @@ def test_a_green_image_becomes_a_bundle_that_verifies(place):
         "debian13.qcow2.asc",
         "debian13.source.tar.xz.asc",
     }
-    assert [one.made_at for one in found.signatures] == [LATER] * 3
+    assert [one.made_at for one in found.signatures] == [LATER] * 5
 
 
 def test_the_image_is_linked_and_not_copied(place):
