@@ -41,7 +41,7 @@ class Limits:
     depth: int = 32
 
 
-class _Limited:
+class Limited:
     """Reading a plain or xz file, until it has unpacked to more than it may; the dictionary has its limit as well."""
 
     def __init__(self, file: IO[bytes], limit_bytes: int, name: str, *, packed: bool) -> None:
@@ -69,7 +69,7 @@ class _Limited:
         return found
 
 
-class _Careful(tarfile.TarInfo):
+class Careful(tarfile.TarInfo):
     """A header that is not believed when it announces a longer name than any path has."""
 
     @classmethod
@@ -94,8 +94,8 @@ def unpack(archive: Path, folder: Path, *, links: bool = False, limits: Limits |
     tops = set()
     try:
         with archive.open("rb") as packed:
-            limited: Any = _Limited(packed, allowed.bytes_unpacked, archive.name, packed=archive.suffix == ".xz")
-            with tarfile.open(fileobj=limited, mode="r|", tarinfo=_Careful) as members:
+            limited: Any = Limited(packed, allowed.bytes_unpacked, archive.name, packed=archive.suffix == ".xz")
+            with tarfile.open(fileobj=limited, mode="r|", tarinfo=Careful) as members:
                 for member, path in _checked(members, archive.name, links=links, limits=allowed):
                     tops.add(path.parts[0])
                     _make(members, member, folder / path)
