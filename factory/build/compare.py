@@ -70,7 +70,8 @@ def differences(
     """
     packages = _packages(old[PACKAGES], new[PACKAGES])
     changed = {one.name.partition(":")[0] for one in packages}
-    files = tuple(_files(old[FILES], new[FILES], changed, contents))
+    before, after = ({str(one["path"]): one for one in _lines(text)} for text in (old[FILES], new[FILES]))
+    files = file_differences(before, after, changed, contents)
     layers = tuple(_layers(recorded, made))
     found = (*_tools(recorded, made), *_lock(old[LOCK], new[LOCK]), *packages, *files, *layers)
     found += tuple(_results(recorded, made))
@@ -135,22 +136,29 @@ def _packages(old: bytes, new: bytes) -> tuple[Difference, ...]:
     )
 
 
-def _files(old: bytes, new: bytes, changed: set[str], contents: Contents) -> Iterable[Difference]:
-    before, after = ({str(one["path"]): one for one in _lines(text)} for text in (old, new))
+def file_differences(
+    before: Mapping[str, Mapping[str, Any]],
+    after: Mapping[str, Mapping[str, Any]],
+    changed: set[str],
+    contents: Contents = lambda _: None,
+) -> tuple[Difference, ...]:
+    """What differs between two lists of files by path.
+
+    Args:
+        changed: packages whose files differ because their versions do.
+        contents: what files held, to class differences of content.
+    """
+    found = []
     for path in sorted({*before, *after}):
         one, other = before.get(path), after.get(path)
         if one == other:
             continue
         if one is None or other is None:
-            there = one or other or {}
-            yield Difference(
-                what="file",
-                name=path,
-                classes=("missing" if other is None else "added",),
-                package=str(there.get("package", "")),
-            )
-            continue
-        yield _file(path, one, other, changed, contents)
+            kind, there = ("missing" if other is None else "added",), one or other or {}
+            found.append(Difference(what="file", name=path, classes=kind, package=str(there.get("package", ""))))
+        else:
+            found.append(_file(path, one, other, changed, contents))
+    return tuple(found)
 
 
 def _file(

@@ -16,6 +16,7 @@ import typer
 from factory.cli import (
     stages,
     releases,
+    diff,
     rebuild,
     host,
     cloud,
@@ -36,6 +37,7 @@ from factory.errors import FactoryError, InputFault
 __all__ = [
     "app",
     "cloud",
+    "diff",
     "host",
     "inputs",
     "keys",
