@@ -16,6 +16,8 @@ from pathlib import Path
 
 STAGES = ("describe", "build", "verify", "sign", "publish", "rotate")
 """Folder = verb = Jenkins stage = ``stage`` in the ledger, in this order."""
+BOOTED, RELEASE_NOTE, DIFFERENCE = "booted.json", "release-note.md", "difference.json"
+"""Files about an image that are made after its build: what was seen of it, and what changed since the last one."""
 
 
 # -- what people write ------------------------------------------------------------------------------------------------

@@ -26,8 +26,7 @@ from factory.build.tarball import FILES, MANIFEST, PACKAGES, REBUILD
 from factory.diff.model import Booted, End, Side
 from factory.errors import InputFault, InputsError, NotGood
 from factory.inputs.lock import read_lock
-from factory.model import Package, utc
-from factory.verify.booted import NAME as BOOTED
+from factory.model import BOOTED, Package, utc
 
 _LARGEST_BYTES = 64 << 20
 _INSIDE = (MANIFEST, PACKAGES, FILES)

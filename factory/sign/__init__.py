@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from factory.errors import NotGood, SignError
-from factory.model import Artifact, Bundle, Signing, Verdict
+from factory.model import DIFFERENCE, RELEASE_NOTE, Artifact, Bundle, Signing, Verdict
 from factory.sign.checksums import is_plain
 from factory.sign.evidence import JUNIT, VERDICT
 from factory.sign.junit import junit
@@ -196,10 +196,12 @@ def _prepared(
     expect_digest(artifact.path, artifact.sha256)
     expect_digest(artifact.tarball, artifact.tarball_sha256)
     expect_digest(artifact.lock, artifact.lock_sha256)
-    files = _built(artifact)
+    made = _built(artifact)
+    files = {**made, **_noted(verdict, run)}
     texts = {VERDICT: verdict_json(artifact, verdict), JUNIT: junit(verdict)}
-    built = {path.name: sha256 for path, sha256 in files.items()}
-    digests = {**built, **{name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}}
+    built = {path.name: sha256 for path, sha256 in made.items()}
+    named = {path.name: sha256 for path, sha256 in files.items()}
+    digests = {**named, **{name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}}
     if len(digests) != len(files) + len(texts) or not all(is_plain(name) for name in digests):
         raise SignError(f"files of these names cannot stand in a bundle: {', '.join(path.name for path in files)}")
     statements = (
@@ -227,7 +229,17 @@ def _prepared(
 def _built(artifact: Artifact) -> dict[Path, str]:
     """Every file that the build made for others, by SHA-256: the subjects of the provenance."""
     known = {artifact.path: artifact.sha256, artifact.tarball: artifact.tarball_sha256}
-    return known | {artifact.lock: artifact.lock_sha256, artifact.packages_list: sha256_file(artifact.packages_list)}
+    known |= {artifact.lock: artifact.lock_sha256, artifact.packages_list: sha256_file(artifact.packages_list)}
+    if artifact.sbom is not None:
+        expect_digest(artifact.sbom, artifact.sbom_sha256)
+        known[artifact.sbom] = artifact.sbom_sha256
+    return known | {path: sha256_file(path) for path in (artifact.inventory, artifact.changelogs) if path is not None}
+
+
+def _noted(verdict: Verdict, run: Run) -> dict[Path, str]:
+    """What was noted after the build, by SHA-256: of the guest that was up, and what changed since the last image."""
+    found = (verdict.booted, *(run.path / name for name in (RELEASE_NOTE, DIFFERENCE)))
+    return {path: sha256_file(path) for path in found if path is not None and path.is_file()}
 
 
 def _fill(folder: Path, parts: _Parts, sealed: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_camel
 
 from factory.errors import InputsError
 from factory.inputs.lock import lock_entries
+from factory.model import BOOTED, DIFFERENCE, RELEASE_NOTE
 from factory.sign.dsse import LIMIT_BYTES, SUFFIX
 from factory.sign.statements import (
     BUILD_TYPE,
@@ -33,7 +34,7 @@ from factory.sign.strict_json import Kind, Malformed, parse, shaped
 
 IMAGE_SUFFIX = ".qcow2"
 LOCK, VERDICT, JUNIT, PUBLIC_KEY = "inputs.lock", "verdict.json", "verdict.junit.xml", "throw-away-key.pub"
-NOT_BUILT = frozenset({VERDICT, JUNIT, PUBLIC_KEY})
+NOT_BUILT = frozenset({VERDICT, JUNIT, PUBLIC_KEY, BOOTED, RELEASE_NOTE, DIFFERENCE})
 """Files of a bundle that came after the build."""
 _SHOWN = 3
 _KINDS = {PROVENANCE: "provenance", TEST_RESULT: "test result"}

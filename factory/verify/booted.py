@@ -18,7 +18,6 @@ from typing import Any
 from factory.sandbox.conversation import Conversation
 from factory.verify.seen import as_root
 
-NAME = "booted.json"
 SCHEMA = "factory/booted/1"
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*")
 _PROGRAM = re.compile(r'users:\(\("([^"]{1,64})"')

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import FactoryError
-from factory.model import Artifact, RegionClient, Tenant, Verdict
+from factory.model import BOOTED, Artifact, RegionClient, Tenant, Verdict
 from factory.region import metadata_server
 from factory.region.services import RegionServices, serve
 from factory.sandbox.accelerator import proven_accelerator
@@ -27,7 +27,7 @@ from factory.system.clock import stamp
 from factory.system.files import expect_digest, remove, sha256_file, write_whole
 from factory.system.namespaces import NetworkNamespace
 from factory.system.state import Run, State
-from factory.verify import booted, boots
+from factory.verify import boots
 from factory.verify.boots import DOES_NOT_BOOT, Noted, Stage
 from factory.verify.look import Judged, Look, boots_at_all, look
 from factory.verify.subject import Subject, inspect, subject_of, subject_of_file
@@ -169,7 +169,7 @@ def _verdict(
         indent=1,
     )
     write_whole(folder / "checks.json", text + "\n")
-    noted = folder / booted.NAME
+    noted = folder / BOOTED
     return Verdict(
         artifact_sha256=sha256,
         checks=judged.checks,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import FactoryError
-from factory.model import Check, Outcome
+from factory.model import BOOTED, Check, Outcome
 from factory.sandbox.conversation import Conversation
 from factory.sandbox.guest import Guest
 from factory.system.files import remove, write_whole
@@ -70,9 +70,7 @@ def look(
     how.say("the suite looks at the guest")
     inside = _suite(how, told, "inside", marks="not later", secrets=noted.secrets, log=log)
     built = how.subject.artifact
-    write_whole(
-        how.notes / booted.NAME, booted.note_booted(guest, booted.configured(built.inventory if built else None))
-    )
+    write_whole(how.notes / BOOTED, booted.note_booted(guest, booted.configured(built.inventory if built else None)))
     noted.facts["outside"] = _attack(guest, how, password=password)
     how.say("rebooting the guest")
     boots.reboot(guest, noted, before=before, timeout_s=how.timeout_s)
