@@ -79,8 +79,8 @@ def require(here: Installation) -> None:
         )
 
 
-def examine(here: Installation) -> tuple[Finding, ...]:
-    """Look at programs, rights, kernel, memory, space, mirrors, and at what is still embedded."""
+def examine(here: Installation, *, now: datetime | None = None) -> tuple[Finding, ...]:
+    """Look at programs, rights, kernel, memory, space, mirrors, keys' ends (at ``now``), and what is still embedded."""
     return (
         *programs(),
         rights(),
@@ -89,6 +89,7 @@ def examine(here: Installation) -> tuple[Finding, ...]:
         space(here),
         *mirrors(here),
         *embedded(here),
+        *(signing_keys(here, now) if now is not None else ()),
     )
 
 
@@ -197,6 +198,28 @@ def embedded(here: Installation) -> Iterator[Finding]:
             says=f"embedded, throw-away; replace it with {section} in site.toml" if throw_away else "the site's own",
             needed=False,
         )
+
+
+def signing_keys(here: Installation, now: datetime) -> Iterator[Finding]:
+    """Whether ``keys/keys.toml`` is sound, and how long its keys still sign."""
+    from factory.sign.calendar import ending, key_states
+    from factory.sign.keyring import key_dates
+
+    cure = "see docs/how-to/change-signing-keys.md"
+    try:
+        dates = key_dates(here.project / "keys")
+    except InputFault as faulty:
+        yield Finding(name="keys.toml", ok=False, says="; ".join(map(str, faulty.faults)), cure=cure)
+        return
+    for one in ending(dates, now=now):
+        says = f"{one.fingerprint} {one.says}".strip()
+        needed = one.grave and bool(here.site.signing.fingerprint)
+        yield Finding(name="signing keys", ok=False, says=says, cure=cure, needed=needed)
+    if dates and not ending(dates, now=now):
+        in_use = [one for one in key_states(dates, now=now) if one.state == "in use"]
+        left = max((one.days_left for one in in_use if one.days_left is not None), default=None)
+        says = f"{len(in_use)} in use" + ("" if left is None else f", the last for {left} days")
+        yield Finding(name="signing keys", ok=True, says=says)
 
 
 def probe_clouds(

@@ -145,6 +145,8 @@ def _bundle(value: Bundle) -> Detail:
         "signed_at": value.signed_at.isoformat(),
         "files": [{"name": name, "size_bytes": _size(value.directory / name)} for name in value.files],
         "sums": _sums(value.directory / "SHA256SUMS"),
+        "statements": list(value.statements),
+        "key_ends": value.key_ends.isoformat() if value.key_ends else None,
     }
 
 

@@ -28,6 +28,7 @@ from factory.inputs.replay import Replay
 from factory.inputs.sources import Mirror, Source, source_named
 from factory.inputs.upstream import Upstream
 from factory.model import Artifact, Recipe, RegionClient
+from factory.sign.checksums import NAME as SUMS
 from factory.sign.verify import GoodSignature, verify_file
 from factory.system.files import remove, sha256_file, tree_digest
 from factory.system.run import run as run_program
@@ -166,13 +167,15 @@ def _verified(tarball: Path, scratch: Path, *, trust: Trust, now: datetime) -> t
     """Copy the tarball and verify the copy, so that what is unpacked is what was signed."""
     if not tarball.is_file():
         raise InputFault(f"there is no file '{tarball}'", hint="name a source tarball (*-source.tar.xz)")
-    signature = tarball.with_name(f"{tarball.name}.asc")
-    if not signature.is_file():
+    signatures = [tarball.with_name(f"{tarball.name}.asc")]
+    if not signatures[0].is_file():  # a bundle that was signed from digests alone has none
+        signatures = [tarball.with_name(name) for name in (SUMS, f"{SUMS}.asc")]
+    if not all(path.is_file() for path in signatures):
         raise NotGood(
-            f"'{tarball.name}' is not signed: there is no '{signature.name}' beside it",
+            f"'{tarball.name}' is not signed: there is no '{tarball.name}.asc' beside it, and no signed {SUMS}",
             hint="take the tarball from a bundle or a download directory, with its signature",
         )
-    for path in (tarball, signature):
+    for path in (tarball, *signatures):
         shutil.copyfile(path, scratch / path.name)
     return verify_file(
         scratch / tarball.name, keys=trust.keys, public_keys=trust.public_keys, trusted=trust.trusted, now=now

@@ -30,7 +30,7 @@ def doctor(
     if cloud or name:
         examine_clouds(name, cloud=cloud, as_json=as_json)
         return
-    found = examine(installation())
+    found = examine(installation(), now=clock())
     if as_json:
         print_json("doctor", found)
     else:

@@ -202,7 +202,7 @@ def verify_signature(
     key: Annotated[list[Path] | None, typer.Option("--key", help="A public key file to trust (repeatable).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check checksums and signatures of a bundle with public keys only (exit 1 when not good)."""
+    """Check checksums, signatures and statements of a bundle, with public keys only (exit 1 when not good)."""
     from factory.sign.verify import verify_signatures
 
     here = installation()
@@ -217,4 +217,17 @@ def verify_signature(
         print_json("verify-signature", found)
         return
     print(f"{directory}: good")
-    table(("signed by", found.fingerprint), ("files", str(len(found.files))))
+    signer = found.fingerprint + (" (throw-away: proves nothing to others)" if found.throw_away else "")
+    table(("signed by", signer), ("files", str(len(found.files))))
+    if (said := found.evidence) is None:
+        table(("provenance", "none: made by a factory that attested nothing yet"))
+        return
+    from factory.sign.request import visible
+
+    commit = (said.commit or "not in git") + (" with uncommitted changes" if said.dirty else "")
+    table(
+        ("provenance", visible(f"run {said.run} of {said.builder}")),
+        ("commit", visible(commit)),
+        ("materials", f"{said.materials} inputs, those of the lock"),
+        ("verdict", f"green, {said.passed} checks passed, {visible(said.judged_at)}"),
+    )

@@ -13,6 +13,7 @@ import typer
 from factory.cli.edge import (
     AllowDirty,
     AllowStale,
+    DryRun,
     Image,
     InCloud,
     Json,
@@ -29,7 +30,7 @@ from factory.cli.edge import (
     saying,
     table,
 )
-from factory.errors import FactoryError
+from factory.errors import FactoryError, InputFault
 
 if TYPE_CHECKING:
     from factory.installation import Installation
@@ -117,12 +118,48 @@ def verify(
 
 
 @app.command()
-def sign(image: Image, run: RunId = None, as_json: Json = False) -> None:
-    """Sign a green image, its checksums and its source tarball."""
-    from factory.model import Artifact, Verdict
+def sign(
+    image: Annotated[
+        str, typer.Argument(help="A folder under descriptions/; none with --request.", show_default=False)
+    ] = "",
+    *,
+    run: RunId = None,
+    request_out: Annotated[
+        Path | None, typer.Option("--request-out", metavar="FILE", help="Sign nothing; write what another host signs.")
+    ] = None,
+    request: Annotated[
+        Path | None, typer.Option("--request", metavar="FILE", help="Sign what the host that built asks for.")
+    ] = None,
+    signatures_out: Annotated[
+        Path | None, typer.Option("--signatures-out", metavar="FILE", help="With --request: where its answer goes.")
+    ] = None,
+    signatures: Annotated[
+        Path | None, typer.Option("--signatures", metavar="FILE", help="Make the bundle of what another host signed.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Sign a green image, its checksums, its source tarball, and statements of how it was made and tested.
 
+    The key may be on another host: --request-out here, --request FILE --signatures-out there, --signatures here.
+    """
+    from factory.cli import signing
+
+    modes = [name for name, one in (("--request-out", request_out), ("--signatures", signatures)) if one is not None]
+    if request is not None:
+        if image or modes or run:
+            raise InputFault("--request goes with no image, and with --signatures-out or --dry-run only")
+        signing.sign_for_another_host(request, signatures_out, dry_run=dry_run, as_json=as_json)
+        return
+    if not image:
+        raise InputFault("Missing argument 'image'", hint="or --request FILE, to sign what another host built")
+    if len(modes) > 1 or signatures_out is not None or (dry_run and modes):
+        raise InputFault("these options do not go together", hint="see 'factory sign --help'")
     with one_stage(image, run) as line:
-        bundle = line.sign(line.run.read("build", Artifact), line.run.read("verify", Verdict))
+        if dry_run or request_out is not None:
+            signing.ask_another_host(line, None if dry_run else request_out, as_json=as_json)
+            return
+        bundle = signing.take_answer(line, signatures) if signatures is not None else signing.sign_here(line)
     if as_json:
         print_json("sign", bundle)
         return

@@ -36,6 +36,8 @@ _TONES = {
 _MARKS = {"good": "\u2713", "warn": "!", "bad": "\u2717", "idle": "\u00b7"}
 _WIDTH = 1000.0
 _NARROWEST = 4.0
+_WARN_DAYS = 30
+_NO_END_DAYS = 9999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +180,12 @@ def hidden_images(rotate: Mapping[str, Any]) -> int:
     return sum(1 for one in rotate.get("images", []) if one["hidden"])
 
 
+def days_left(run: RunRecord, *, now: datetime) -> int:
+    """For how many days the key that signed this run still signs; many where it has no end."""
+    ends = run.detail.get("sign", {}).get("key_ends")
+    return (datetime.fromisoformat(ends) - now).days if ends else _NO_END_DAYS
+
+
 def page(run: RunRecord, previous: RunRecord | None, *, now: datetime, logs: Sequence[str] = ()) -> str:
     """A run's page: one HTML document that needs nothing else.
 
@@ -200,6 +208,8 @@ def page(run: RunRecord, previous: RunRecord | None, *, now: datetime, logs: Seq
         build=run.detail.get("build", {}),
         verify=run.detail.get("verify", {}),
         sign=run.detail.get("sign", {}),
+        days_left=days_left(run, now=now),
+        warn_days=_WARN_DAYS,
         publish=run.detail.get("publish", {}),
         rotate=run.detail.get("rotate", {}),
         canaries=run.detail.get("canary", {}).get("canaries", []),

@@ -23,7 +23,7 @@ from factory.sign.junit import junit
 from factory.sign.keyring import WARN_DAYS, end_of, key_dates, signing_key
 from factory.sign.openpgp import Home, Key, expect_made
 from factory.sign.request import CLOCK_SLACK as _CLOCK_SLACK
-from factory.sign.request import VERDICT_DAYS, SigningRequest, expect_answer, expect_good, read_answer, seal
+from factory.sign.request import VERDICT_DAYS, Sealed, SigningRequest, expect_answer, expect_good, read_answer, seal
 from factory.sign.statements import PROVENANCE, TEST_RESULT, provenance, test_result, verdict_json
 from factory.sign.verify import verify_signatures
 from factory.system.files import appearing, expect_digest, sha256_file, write_whole
@@ -92,6 +92,23 @@ def request_of(artifact: Artifact, verdict: Verdict, *, run: Run, signing: Signi
     request = _prepared(artifact, verdict, run=run, signing=signing, detached=(), now=now)[1]
     expect_good(request, now=now)
     return request
+
+
+def sign_request(
+    request: SigningRequest, *, state: State, signing: Signing, keys: Path, now: datetime, say: Say
+) -> Sealed:
+    """Sign what another host asks for, with a key of this one.
+
+    Raises:
+        NotGood: the parts of the request do not agree, or its verdict is not green or stale.
+        SignError: as for :func:`sign`.
+    """
+    expect_good(request, now=now)
+    log = state.keys / "gpg-agent.log"
+    with signing_key(signing, state=state, keys=keys, now=now, log=log) as (home, key, throw_away):
+        say(f"signing with {key.fingerprint}" + (", a throw-away key" if throw_away else ""))
+        warn_of_end(end_of(key, key_dates(keys) if not throw_away else ()), now=now, say=say)
+        return seal(request, home=home, key=key, throw_away=throw_away)
 
 
 def attach(

@@ -99,6 +99,8 @@ def verify_file(
 ) -> tuple[GoodSignature, ...]:
     """Check the signature ``FILE.asc`` beside a file, by the same rules as those of a whole bundle.
 
+    Without one, the file is good when the signed ``SHA256SUMS`` beside it lists it by its digest.
+
     Raises:
         NotGood: there is none, or it does not count.
         InputFault: there is no such file, or no public key to verify with.
@@ -159,7 +161,15 @@ class _Inspection:
         )
 
     def one(self, name: str) -> tuple[GoodSignature, ...]:
-        self._check_signature(name)
+        if _plain_file(self.directory / f"{name}.asc") or not _plain_file(self.directory / SUMS):
+            self._check_signature(name)
+        else:
+            sums = self._sums()
+            self._check_signature(SUMS)
+            if name in sums:
+                self._check_files({name: sums[name]}, {name})
+            else:
+                self._fault(name, f"is not listed in {SUMS}")
         if self.faults:
             raise _not_good(self.directory / name, self.faults)
         return tuple(self.signatures)
