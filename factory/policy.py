@@ -2,14 +2,15 @@
 """When a green image is published: every night, monthly, or when security asks for it.
 
 Purely decided from the image at hand and what the line published last. Whatever the policy, a line publishes at least
-once a month: a calendar month without an image would leave a hole in the monthly archive that users are promised.
+once a month: a calendar month without an image would leave a hole in the monthly archive that users are promised. That
+holds too when nothing changes: then an image is made all the same, every 28 days at the latest (no month is shorter).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from factory.model import Package, Repository
 
@@ -29,6 +30,8 @@ BOOT_RELEVANT = (
     "amd64-microcode",
 )
 """Source or binary package name prefixes whose change can keep an instance from booting, or from being reached."""
+PUBLISHED_WITHIN = timedelta(days=28)
+NIGHT = timedelta(days=1)
 SECURITY = "security"
 """A repository is a security suite's when its alias or one of its suites ends so (``trixie-security``)."""
 
@@ -85,6 +88,23 @@ def due(
     if said:
         return Decision(publish=True, reason="; ".join(said))
     return Decision(publish=False, reason=f"no security or boot package changed since {last.at:%Y-%m-%d}")
+
+
+def overdue(policy: str, last: Published | None, *, now: datetime) -> str:
+    """Why an image is made and published although nothing changed since the last one; else nothing.
+
+    A line that publishes every night does so within 28 days; one that publishes by the month, or for security, once in
+    each calendar month, as :func:`due` decides for images that exist.
+    """
+    if last is None:
+        return ""
+    if policy == "every-night":
+        late = now + NIGHT - last.at > PUBLISHED_WITHIN
+        return (
+            f"the last image was published on {last.at:%Y-%m-%d}, and within 28 days there is a new one" if late else ""
+        )
+    month = (last.at.year, last.at.month) != (now.year, now.month)
+    return f"nothing was published in {now:%Y-%m} yet" if month else ""
 
 
 def changed_packages(before: Iterable[Package], after: Iterable[Package]) -> tuple[Package, ...]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http
 import http.server
 import lzma
+import os
 import subprocess
 import tempfile
 import threading
@@ -71,18 +73,28 @@ class Archive:
     def index_path(self) -> str:
         return f"dists/{self.suite}/main/binary-amd64/by-hash/SHA256/{hashlib.sha256(self.index).hexdigest()}"
 
-    def publish(self, *, signed: datetime = SIGNED, valid_days: int | None = 7, key: SigningKey | None = None) -> None:
+    def publish(
+        self,
+        *,
+        signed: datetime = SIGNED,
+        valid_days: int | None = 7,
+        key: SigningKey | None = None,
+        more: tuple[str, ...] = (),
+    ) -> None:
+        """Sign the index; ``more`` are further lines of the Release file."""
         index = self.index
         for path in (self.index_path, f"dists/{self.suite}/main/binary-amd64/Packages.xz"):
             (self.root / path).parent.mkdir(parents=True, exist_ok=True)
             (self.root / path).write_bytes(index)
         lines = [f"Suite: {self.suite}", f"Codename: {self.suite}", f"Date: {_date(signed)}"]
         lines += [f"Valid-Until: {_date(signed + timedelta(days=valid_days))}"] if valid_days is not None else []
-        lines += ["Architectures: amd64", "Components: main", "Acquire-By-Hash: yes", "SHA256:"]
+        lines += ["Architectures: amd64", "Components: main", "Acquire-By-Hash: yes", *more, "SHA256:"]
         # apt wants the plain file listed too, and never asks for it
         for name, content in (("Packages.xz", index), ("Packages", lzma.decompress(index))):
             lines += [f" {hashlib.sha256(content).hexdigest()} {len(content)} main/binary-amd64/{name}"]
-        (self.root / f"dists/{self.suite}/InRelease").write_bytes((key or self.key).sign("\n".join(lines) + "\n"))
+        signed_index = self.root / f"dists/{self.suite}/InRelease"
+        signed_index.write_bytes((key or self.key).sign("\n".join(lines) + "\n"))
+        os.utime(signed_index, (signed.timestamp(), signed.timestamp()))  # as mirrors keep it: when it was signed
 
 
 def _date(time: datetime) -> str:
@@ -119,13 +131,19 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         else:
             super().do_GET()
 
+    def send_response(self, code: int, message: str | None = None) -> None:
+        if code == http.HTTPStatus.NOT_MODIFIED:
+            last = max(number for number, path in enumerate(self.asked) if path == self.path)
+            self.asked[last] += " -> 304"
+        super().send_response(code, message)
+
     def log_message(self, *rest) -> None:
         pass
 
 
 @contextlib.contextmanager
 def mirror(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """A mirror of ``root``: its address, and the paths it was asked for."""
+    """A mirror of ``root``: its address, and the paths it was asked for; ``-> 304`` behind one that was not sent."""
     asked: list[str] = []
     handler = partial(_Handler, directory=str(root), asked=asked)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -27,10 +27,10 @@ from factory.build.layers import layers
 from factory.build.leftovers import clean_leftovers
 from factory.build.records import package_files, write_records
 from factory.build.tidy import expect_tidy
-from factory.errors import BuildError, CommandFailed, InputsError
+from factory.errors import BuildError, CommandFailed
 from factory.inputs.answers import Inputs
 from factory.inputs.lock import write_lock
-from factory.inputs.recorder import Origin, Recorder
+from factory.inputs.recorder import Recorder, origins_of
 from factory.inputs.server import serve
 from factory.inputs.upstream import Upstream
 from factory.model import Artifact, Package, Recipe
@@ -68,7 +68,7 @@ def build(
     clean_leftovers([state.runs, *state.runs.glob("*")], say)
     clock = _Clock()
     recorder = inputs or Recorder(
-        origins=_origins(recipe), blobs=state.blobs, now=now, upstream=Upstream(logins=logins)
+        origins=origins_of(recipe), blobs=state.blobs, now=now, upstream=Upstream(logins=logins)
     )
     with clock.measures("indexes"):
         recorder.read_indexes(recipe.repositories)
@@ -116,19 +116,6 @@ class _Found:
     epoch: int
     layers: Mapping[str, str]
     evidence: Evidence
-
-
-def _origins(recipe: Recipe) -> dict[str, Origin]:
-    missing = [r.alias for r in recipe.repositories if r.alias not in recipe.mirrors or r.alias not in recipe.keyrings]
-    if missing:
-        raise InputsError(
-            f"repository '{missing[0]}' has no mirror to read from, or no keyring to trust",
-            hint="name it in [mirrors] of site.toml, and its key in image.toml",
-        )
-    return {
-        repository.alias: Origin(mirror=recipe.mirrors[repository.alias], keyring=recipe.keyrings[repository.alias])
-        for repository in recipe.repositories
-    }
 
 
 def _tail(

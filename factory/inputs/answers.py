@@ -151,9 +151,12 @@ class Answers(ABC):
                 with self._mutex:
                     self._faults.append(fault)
                 raise
-            with self._mutex:
-                self._inputs[(repository, path)] = answer
+            self._remember(answer)
             return answer
+
+    def _remember(self, answer: Input) -> None:
+        with self._mutex:
+            self._inputs[(answer.repository, answer.path)] = answer
 
     def fetch_with_dependencies(self, package: str, installed: frozenset[str]) -> int:
         """Record the files that installing ``package`` in the finished image takes; returns how many."""
@@ -167,6 +170,11 @@ class Answers(ABC):
         for alias, name in wanted:
             self.get(alias, quote(name, safe="/~:"))
         return len(wanted)
+
+    def release(self, repository: str, folder: str) -> Release:
+        """The signed index that was answered for a folder (``dists/trixie``)."""
+        with self._mutex:
+            return self._releases[(repository, folder)]
 
     def offers(self, packages: Iterable[str], repositories: Iterable[str]) -> tuple[Offer, ...]:
         """What the signed package indexes that were answered offer under these names."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import email.utils
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from factory.errors import InputsError
@@ -24,13 +24,17 @@ _FILENAME_OR_DIGEST = re.compile(rb"\n(?:Filename: *(\S+)|SHA256: *(\S+))")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """A verified ``InRelease``: ``files`` maps a name below ``dists/<suite>/`` to its SHA-256."""
+    """A verified ``InRelease``: ``files`` maps a name below ``dists/<suite>/`` to its SHA-256.
+
+    ``fields`` are its fields of one line, by name.
+    """
 
     codename: str
     suite: str
     date: datetime
     valid_until: datetime | None
     files: Mapping[str, str]
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     def expected(self, name: str) -> str | None:
         """The SHA-256 that the file with this name (or by-hash name) must have; None when the index does not say."""
@@ -73,6 +77,7 @@ def parse_release(text: str) -> Release:
         date=_time(fields["Date"]),
         valid_until=_time(until) if until else None,
         files=files,
+        fields={name: value for name, value in fields.items() if value},
     )
 
 

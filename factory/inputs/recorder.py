@@ -4,7 +4,8 @@
 Rules, in the order a request meets them:
 
 1. What this run has already answered, it answers again with the same bytes: one night sees one state of the mirrors.
-2. ``InRelease`` is always fetched and its signature verified; only the text that was signed is read.
+2. ``InRelease`` is always asked for (on condition, so that what is here already is not sent again) and its signature
+   verified; only the text that was signed is read.
 3. A file whose SHA-256 a signed index of this run gives comes from the store when it is there, else from the mirror,
    and is served only when it has that digest.
 4. Anything else is refused by its name: no signed index vouches for it, so nothing that comes of it could be trusted.
@@ -16,9 +17,10 @@ What cannot be got or is not good is an error of the night: it is kept in :attr:
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import unquote
@@ -28,8 +30,11 @@ from factory.inputs.answers import Answers, answered, unsigned
 from factory.inputs.blobs import BlobStore, Incoming
 from factory.inputs.lock import Input
 from factory.inputs.upstream import Upstream
+from factory.inputs.validators import Validators
+from factory.model import Recipe
+from factory.system.files import Digests
 
-_OK, _PARTIAL, _NOT_THAT_LONG = 200, 206, 416
+_OK, _PARTIAL, _NOT_MODIFIED, _NOT_THAT_LONG = 200, 206, 304, 416
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,35 @@ class Origin:
 
     mirror: str
     keyring: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Present:
+    """What a mirror has now: ``found`` are the digests of ``file``, which is in the store unless it is ``incoming``."""
+
+    status: int
+    file: Path
+    found: Digests | None = None
+    incoming: Incoming | None = None
+    marks: Mapping[str, str] = field(default_factory=dict)
+
+
+def origins_of(recipe: Recipe) -> dict[str, Origin]:
+    """Where a recipe's repositories are read from.
+
+    Raises:
+        InputsError: a repository has no mirror, or no keyring.
+    """
+    missing = [r.alias for r in recipe.repositories if r.alias not in recipe.mirrors or r.alias not in recipe.keyrings]
+    if missing:
+        raise InputsError(
+            f"repository '{missing[0]}' has no mirror to read from, or no keyring to trust",
+            hint="name it in [mirrors] of site.toml, and its key in image.toml",
+        )
+    return {
+        repository.alias: Origin(mirror=recipe.mirrors[repository.alias], keyring=recipe.keyrings[repository.alias])
+        for repository in recipe.repositories
+    }
 
 
 class Recorder(Answers):
@@ -49,6 +83,7 @@ class Recorder(Answers):
         super().__init__(store=BlobStore(blobs), now=now)
         self._origins = origins
         self._upstream = upstream or Upstream()
+        self._validators = Validators(self.store)
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -118,10 +153,58 @@ class Recorder(Answers):
         return status
 
     def _signed_index(self, repository: str, path: str) -> Input:
-        with self.store.incoming() as incoming:
-            status = self._receive(repository, path, incoming)
-            if status != _OK:
-                return Input(repository=repository, path=path, status=status)
-            incoming.digests  # noqa: B018 what was written reaches the file
-            self._read_release(repository, unquote(path), incoming.path, self._origins[repository].keyring)
-            return answered(repository, path, self.store.keep(incoming))
+        with self._present(repository, path) as present:
+            return self._taken_in(repository, path, present)
+
+    def get_unless(self, repository: str, path: str, sha512: str) -> Input | None:
+        """A repository's present signed index, as :meth:`get` gives it; None when it still has this SHA-512.
+
+        Of one that is the same nothing more is asked: it was verified when it was recorded.
+
+        Raises:
+            InputsError: the mirror is away or has no such index, or it is another one and not good.
+        """
+        with self._present(repository, path) as present:
+            if present.found is None:
+                raise InputsError(
+                    f"the mirror does not serve '{self.address(repository, path)}'",
+                    facts=(("status", str(present.status)),),
+                    hint="check [mirrors] in site.toml",
+                )
+            if present.found.sha512 == sha512:
+                if self.store.known(present.found.sha256):
+                    self._validators.note(self.address(repository, path), present.marks, present.found)
+                return None
+            answer = self._taken_in(repository, path, present)
+        self._remember(answer)
+        return answer
+
+    def _taken_in(self, repository: str, path: str, present: _Present) -> Input:
+        """Verify what a mirror has now, and keep it."""
+        if present.found is None:
+            return Input(repository=repository, path=path, status=present.status)
+        self._read_release(repository, unquote(path), present.file, self._origins[repository].keyring)
+        if present.incoming is not None:
+            self.store.keep(present.incoming)
+            self._validators.note(self.address(repository, path), present.marks, present.found)
+        return answered(repository, path, present.found)
+
+    @contextlib.contextmanager
+    def _present(self, repository: str, path: str) -> Iterator[_Present]:
+        """What a mirror has at an address that may change: asked on condition, so that the same is not sent again."""
+        address = self.address(repository, path)
+        conditions, known = self._validators.known(address)
+        with (
+            self.store.incoming() as incoming,
+            self._upstream.get_unless(address, conditions) as (status, body, marks),
+        ):
+            if status == _NOT_MODIFIED and known is not None:
+                yield _Present(status=status, file=self.store.path(known.sha512), found=known)
+            elif status != _OK:
+                yield _Present(status=status, file=incoming.path)
+            else:
+                for chunk in body:
+                    incoming.write(chunk)
+                yield _Present(
+                    status=status, file=incoming.path, found=incoming.digests, incoming=incoming, marks=marks
+                )

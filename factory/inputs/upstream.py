@@ -10,6 +10,8 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from factory.errors import InputsError
@@ -18,9 +20,10 @@ from factory.system.secrets import Login
 _HOPS = 5
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _UNAUTHORIZED = 401
-_PARTIAL = 206
+_PARTIAL, _NOT_MODIFIED = 206, 304
 _SERVER_FAULT = 500
 _CHUNK_BYTES = 1 << 18
+_CLOCK_TICK = timedelta(seconds=2)
 _HEADERS = {"User-Agent": "image-factory", "Accept-Encoding": "identity"}
 
 
@@ -62,15 +65,35 @@ class Upstream:
             InputsError: no answer after several attempts, an error of the server, a redirect we do not follow, or
                 credentials that the mirror does not take.
         """
+        with self._asked(address, {"Range": f"bytes={start}-"} if start else {}, start=start) as (answer, body):
+            yield answer.status, body
+
+    @contextlib.contextmanager
+    def get_unless(
+        self, address: str, conditions: Mapping[str, str]
+    ) -> Iterator[tuple[int, Iterator[bytes], Mapping[str, str]]]:
+        """As :meth:`get`, asked on condition: the status is 304 when the mirror still has what the conditions name.
+
+        Yields the mirror's marks of its version of the file too (``ETag``, ``Last-Modified``; empty when not given).
+        """
+        with self._asked(address, conditions) as (answer, body):
+            if answer.status == _NOT_MODIFIED:
+                answer.read()  # there is nothing to read; the connection is free again
+            yield answer.status, body, _marks(answer)
+
+    @contextlib.contextmanager
+    def _asked(
+        self, address: str, headers: Mapping[str, str], *, start: int = 0
+    ) -> Iterator[tuple[http.client.HTTPResponse, Iterator[bytes]]]:
         for _ in range(_HOPS):
-            answer = self._ask(address, {"Range": f"bytes={start}-"} if start else {})
+            answer = self._ask(address, headers)
             if answer.status == _UNAUTHORIZED:
                 self._drop(urlsplit(address))
                 raise self._no_entry(address)
             if answer.status not in _MOVED:
                 latest = [answer]
                 try:
-                    yield answer.status, self._body(latest, address, start if answer.status == _PARTIAL else 0)
+                    yield answer, self._body(latest, address, start if answer.status == _PARTIAL else 0)
                 finally:
                     if not latest[0].isclosed():
                         self._drop(urlsplit(address))
@@ -168,6 +191,22 @@ class Upstream:
         connection = kept.pop(f"{parts.scheme}://{parts.netloc}", None)
         if connection is not None:
             connection.close()
+
+
+def _marks(answer: http.client.HTTPResponse) -> dict[str, str]:
+    """By what a mirror tells this version of a file from another (RFC 9110, 8.8): its entity tag, and its time.
+
+    A time counts seconds: of a file that was changed just now it could be that of two versions, and is left out.
+    """
+    found = {mark: answer.getheader(mark, "") for mark in ("ETag", "Last-Modified")}
+    try:
+        modified, date = (
+            parsedate_to_datetime(text) for text in (found["Last-Modified"], answer.getheader("Date", ""))
+        )
+        sure = date - modified >= _CLOCK_TICK
+    except (ValueError, TypeError):
+        sure = False
+    return found if sure else found | {"Last-Modified": ""}
 
 
 def _validator(answer: http.client.HTTPResponse) -> str:

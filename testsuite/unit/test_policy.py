@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from factory.model import Package, Repository
-from factory.policy import Published, changed_packages, due, security_changes
+from factory.policy import Published, changed_packages, due, overdue, security_changes
 
 NOW = datetime(2026, 11, 21, 2, tzinfo=UTC)
 TODAY = datetime(2026, 11, 20, 2, tzinfo=UTC)
@@ -80,3 +81,38 @@ def test_whatever_the_policy_each_month_has_an_image(policy: str) -> None:
 def test_a_package_that_only_moved_into_the_security_suite_did_not_change() -> None:
     moved = (package("bash", "1", "debian-security"), *OLD[1:])
     assert security_changes(OLD, moved) == ()
+
+
+@pytest.mark.parametrize(
+    ("policy", "last", "says"),
+    [
+        ("every-night", None, ""),
+        ("every-night", NOW - timedelta(days=26, hours=23), ""),
+        ("every-night", NOW - timedelta(days=27), ""),
+        ("every-night", NOW - timedelta(days=27, seconds=1), "within 28 days there is a new one"),
+        ("every-night", LAST_MONTH, ""),
+        ("monthly", NOW.replace(day=1), ""),
+        ("monthly", LAST_MONTH, "nothing was published in 2026-11 yet"),
+        ("on-security", LAST_YEAR, "nothing was published in 2026-11 yet"),
+    ],
+)
+def test_when_an_equal_image_is_made_anew(policy, last, says) -> None:
+    before = None if last is None else Published(at=last, packages=OLD)
+    said = overdue(policy, before, now=NOW)
+    assert said.endswith(says) if says else said == ""
+
+
+@pytest.mark.parametrize("policy", ["every-night", "monthly", "on-security"])
+def test_nights_without_any_change_leave_no_month_without_an_image(policy: str) -> None:
+    last = Published(at=datetime(2026, 1, 1, 2, tzinfo=UTC), packages=OLD)
+    published = [last.at]
+    for day in range(1, 365):
+        night = datetime(2026, 1, 1, 2, tzinfo=UTC) + timedelta(days=day)
+        if overdue(policy, last, now=night):
+            assert due(policy, OLD, last, now=night, force=False).publish
+            last = Published(at=night, packages=OLD)
+            published.append(night)
+    assert {one.month for one in published} == set(range(1, 13))
+    assert len(published) == {"every-night": 14, "monthly": 12, "on-security": 12}[policy]
+    if policy == "every-night":
+        assert max(b - a for a, b in itertools.pairwise(published)) <= timedelta(days=28)

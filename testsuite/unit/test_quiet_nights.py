@@ -15,8 +15,8 @@ from factory.errors import StoreError
 from factory.inputs.blobs import BlobStore
 from factory.inputs.lock import Input, write_lock
 from factory.installation import Installation
-from factory.model import Freshness, Publication, Rotation, Rotations, Site, Target
-from factory.pipeline import Line, Night, nightly
+from factory.model import Bundle, Freshness, Publication, Release, Rotation, Rotations, Site, Target
+from factory.pipeline import Line, Night, nightly, start
 from factory.system.state import Run, State
 from testsuite.fakes.bundles import make_bundle
 from testsuite.repository import NOW, Archive, make_key, mirror
@@ -102,7 +102,7 @@ def test_nothing_changed(place) -> None:
     rotated(run, NOW - DAY)
     night = here.night(NOW)
     assert (night.outcome, night.stale) == ("unchanged", ())
-    assert night.reason == f"nothing changed since run {run.id}"
+    assert night.reason == f"nothing changed since run {run.id}: all 1 signed indexes are the same"
 
 
 def test_a_mirror_that_stands_still_has_no_news_and_is_told(place) -> None:
@@ -136,3 +136,38 @@ def test_a_withheld_image_is_published_when_its_month_begins(place) -> None:
     with pytest.raises(StoreError, match="nowhere"):
         here.night(NOW + 12 * DAY, allow_dirty=True)
     assert any(f"the image of run {run.id}, which was not published, is due now" in text for text in here.said)
+
+
+def begun(here: Place, at: datetime) -> Line:
+    return start("debian13", here=here.here, ledger=None, now=lambda: at, say=here.say, force=False)
+
+
+def test_an_equal_image_is_made_anew_within_four_weeks(place) -> None:
+    here = place()
+    run = here.earlier(NOW - 30 * DAY, signed=NOW - 2 * DAY)
+    rotated(run, NOW - 27 * DAY)
+    assert begun(here, NOW).unchanged_since == run.id
+    late = begun(here, NOW + timedelta(seconds=1))
+    assert late.unchanged_since == ""
+    assert late.run.id != run.id
+    assert any("within 28 days there is a new one" in text for text in here.said)
+
+
+def test_a_new_place_to_publish_to_is_news(place) -> None:
+    here = place()
+    run = here.earlier(NOW - DAY, signed=NOW - 2 * DAY)
+    release = Release(
+        bundle=run.read("sign", Bundle),
+        target=Target(cloud="nowhere"),
+        image_id="x",
+        generation=1,
+        dated_name="x",
+        published_at=NOW - DAY,
+    )
+    run.write("publish", Publication(releases=(release,), reason="published"))
+    rotated(run, NOW - DAY)
+    assert begun(here, NOW).unchanged_since == run.id
+    site = dataclasses.replace(here.here.site, targets=(Target(cloud="nowhere"), Target(cloud="elsewhere")))
+    here.here = dataclasses.replace(here.here, site=site)
+    assert begun(here, NOW + timedelta(seconds=1)).unchanged_since == ""
+    assert any("'elsewhere' is a new place to publish to" in text for text in here.said)
