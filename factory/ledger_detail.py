@@ -7,6 +7,7 @@ because people want to read it where they read the failed check.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from factory.errors import FactoryError
 from factory.model import (
+    DIFFERENCE,
     Artifact,
     Bundle,
     Canaries,
@@ -28,6 +30,7 @@ from factory.model import (
 )
 
 CONSOLE_LINES = 40
+SHOWN_FILES = 40
 _CONSOLE_BYTES = 32 << 10
 
 Detail = dict[str, Any]
@@ -107,6 +110,8 @@ def _artifact(value: Artifact) -> Detail:
         "tarball_sha256": value.tarball_sha256,
         "packages": [[one.name, one.version, one.arch] for one in value.packages],
         "tools": dict(value.tools),
+        "sbom": value.sbom.name if value.sbom else "",
+        "licences": dict(value.licences),
         "build_id": value.build_id,
         "built_at": value.built_at.isoformat(),
         "seconds": {name: round(seconds, 1) for name, seconds in value.seconds.items()},
@@ -145,9 +150,21 @@ def _bundle(value: Bundle) -> Detail:
         "signed_at": value.signed_at.isoformat(),
         "files": [{"name": name, "size_bytes": _size(value.directory / name)} for name in value.files],
         "sums": _sums(value.directory / "SHA256SUMS"),
+        "difference": _difference(value.directory / DIFFERENCE),
         "statements": list(value.statements),
         "key_ends": value.key_ends.isoformat() if value.key_ends else None,
     }
+
+
+def _difference(path: Path) -> Detail | None:
+    """What changed since the image before, without changelogs and with the first files only."""
+    try:
+        found = json.loads(path.read_text())["value"]
+        sources = [{key: one[key] for key in ("source", "old", "new", "fixes", "complete")} for one in found["sources"]]
+        files = found["files"] and {**found["files"], "unexplained": found["files"]["unexplained"][:SHOWN_FILES]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return {**found, "sources": [one for one in sources if one["fixes"] or not one["complete"]], "files": files}
 
 
 def _size(path: Path) -> int | None:

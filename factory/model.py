@@ -224,7 +224,8 @@ class Target:
 
     ``aged_purpose`` is the ``os_purpose`` of a generic image that is not the latest any more (SCS-0102); ``canary`` is
     the tenant that boots ``<line>_latest`` by its name after each rotation, or None. ``without`` is what its Glance
-    lacks: ``chosen-ids``, ``hidden``, ``together``.
+    lacks: ``chosen-ids``, ``hidden``, ``together``. ``downloads`` is the address at which the site offers the download
+    directory, where what an image's description leads to is.
     """
 
     cloud: str = "embedded"
@@ -237,6 +238,7 @@ class Target:
     otc: Otc | None = None
     signature: PlatformSignature | None = None
     canary: Tenant | None = None
+    downloads: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

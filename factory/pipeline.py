@@ -10,7 +10,7 @@ is recorded as such.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -20,9 +20,11 @@ from factory.canaries import judge_all, taken_back, wanted
 from factory.canary import STAGE as CANARY
 from factory.canary import stands
 from factory.describe import describe
+from factory.diff.note import write_notes
 from factory.errors import StoreError
 from factory.gc import expect_space
 from factory.inputs.age import suite_ages
+from factory.inputs.freshness import indexes_changed
 from factory.installation import Installation
 from factory.ledger import Ledger, detail_of
 from factory.model import (
@@ -35,7 +37,7 @@ from factory.model import (
     Step,
     Verdict,
 )
-from factory.policy import Decision, Published, due, overdue
+from factory.policy import Decision, Published, due
 from factory.promises import NIGHT, Promise
 from factory.publish import publish
 from factory.record import PROMISES, Record, Say, StageResult, Value
@@ -47,8 +49,8 @@ from factory.store.directory import publish_directory
 from factory.store.protocol import ImageStore
 from factory.system.files import remove
 from factory.system.lock import exclusive
+from factory.system.secrets import Login
 from factory.system.state import Run
-from factory.unchanged import compare_with
 from factory.verify import verify
 from factory.watch import promises_of
 
@@ -108,7 +110,7 @@ def nightly(
             return owed
         line = start(image, here=here, ledger=ledger, now=now, say=say, force=force)
         if line.unchanged_since:
-            unchanged = f"nothing changed since run {line.unchanged_since}: {line.compared}"
+            unchanged = f"nothing changed since run {line.unchanged_since}"
             judge = here.site.freshness and not allow_stale
             stale = line.stale(line.of_earlier("build", Artifact)) if judge else ()
             # a mirror that stands still has no news: that is how it shows
@@ -145,16 +147,15 @@ def start(
 ) -> Line:
     """A new run of ``image``, or the newest built one when it was cut off and is about the same inputs.
 
-    A fresh recipe tells: when nothing that matters changed since an unfinished run, that run goes on; since a finished
-    one, there is nothing to do, unless ``force`` or what the line published last is four weeks old.
+    A fresh recipe tells: the same recipe and the same package indexes as an unfinished run mean that run goes on; the
+    same as a finished one mean that there is nothing to do, unless ``force``.
     """
     earlier = tuple(run for run in here.state.runs_of(image) if run.has("build"))
     line = Line(run=here.state.new_run(image, now()), here=here, ledger=ledger, now=now, say=say)
+    logins = here.logins(image)
     recipe = line.describe()
     for run in earlier[:1]:
-        compared = compare_with(run, recipe, here=here, now=now())
-        say("describe", f"compared with run {run.id}: {compared.why}")
-        if not compared.same:
+        if not same_inputs(run, recipe, logins):
             break
         waiting = run.has("publish") and not run.read("publish", Publication).releases
         if waiting and line.is_due(run):
@@ -162,14 +163,21 @@ def start(
             remove(run.file("publish"))
             waiting = False
         finished = stands(run) or waiting
-        if finished and not force and not line.overdue():
-            line.unchanged_since, line.compared = run.id, compared.why
+        if finished and not force:
+            line.unchanged_since = run.id
         elif not finished and not is_red(run):
             say("describe", f"going on with run {run.id}, which was cut off")
             remove(line.run.path)
             line = Line(run=run, here=here, ledger=ledger, now=now, say=say)
     line.begin()
     return line
+
+
+def same_inputs(run: Run, recipe: Recipe, logins: Mapping[str, Login]) -> bool:
+    """Whether an earlier run was of this recipe and of the package indexes that the mirrors still serve."""
+    if run.read("describe", Recipe).digest != recipe.digest:
+        return False
+    return not indexes_changed(run.read("build", Artifact).lock, recipe.mirrors, logins=logins)
 
 
 def is_red(run: Run) -> bool:
@@ -184,7 +192,6 @@ class Line(Record):
 
     here: Installation
     unchanged_since: str = ""
-    compared: str = ""
 
     def describe(self) -> Recipe:
         return self.stage(
@@ -217,7 +224,10 @@ class Line(Record):
     def verify(self, artifact: Artifact) -> Verdict:
         here, say, tenant = self.here, self.saying("verify"), self.here.site.sandbox
         where = partial(verify, artifact, run=self.run, state=here.state, suite=here.suite, tenant=tenant)
-        return self.stage("verify", Verdict, lambda: where(say=say, now=self.now()))
+        verdict = self.stage("verify", Verdict, lambda: where(say=say, now=self.now()))
+        if verdict.passed:
+            write_notes(self.run, line=artifact.recipe.description.line, say=say)
+        return verdict
 
     def sign(self, artifact: Artifact, verdict: Verdict) -> Bundle:
         return self.stage(
@@ -276,7 +286,8 @@ class Line(Record):
         for target in self.here.site.targets:
             with open_store(target, state=self.here.state, say=self.saying("publish")) as store:
                 releases.append(publish(bundle, store=store, target=target, now=self.now(), say=self.saying("publish")))
-        publish_directory(bundle, releases[0].dated_name, dist=self.here.state.dist)
+        for release in releases:  # a cloud in which a name was taken has another one
+            publish_directory(bundle, release.dated_name, dist=self.here.state.dist, target=release.target)
         return Publication(releases=tuple(releases), reason=decision.reason)
 
     def _rotate(self, publication: Publication) -> Rotations:
@@ -311,14 +322,6 @@ class Line(Record):
             if age.why:
                 self.say("publish", f"{age.alias} {age.suite}: {age.why}; its index is compared with the clock")
         return tuple(str(age) for age in ages if age.stale)
-
-    def overdue(self) -> bool:
-        """Whether the line's published image is so old that an equal one is made anew."""
-        policy = self.run.read("describe", Recipe).description.publish
-        why = overdue(policy, self._last_published(), now=self.now())
-        if why:
-            self.say("describe", why)
-        return bool(why)
 
     def is_due(self, run: Run) -> bool:
         """Whether the image of a run that was withheld would be published now."""

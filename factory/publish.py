@@ -21,6 +21,7 @@ from factory.store.metadata import (
     identity,
     metadata,
     promise,
+    release_properties,
     rivals,
     tags,
     unmet,
@@ -315,7 +316,7 @@ def _describe(
     first = all(other.properties.get("imgfactory_built_at", "")[:7] != month for other in published)
     advertised = description.metadata.get("uuid_validity", "")
     until = promise(artifact.built_at, description.retention, first_of_month=first, advertised=advertised)
-    said = metadata(bundle, target)
+    said = release_properties(bundle, target, image.dated_name)
     if "uuid_validity" not in description.metadata:
         said["uuid_validity"] = until
     change = {

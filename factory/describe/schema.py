@@ -328,6 +328,12 @@ class SigningTable(Closed):
     builder: Annotated[str, Field(pattern=r"^$|^[a-z][a-z0-9+.-]*:[!-~]+$")] = ""
 
 
+class DownloadsTable(Closed):
+    """``[downloads]``: where the download directory can be read."""
+
+    url: WebAddress
+
+
 class NotifyTable(Closed):
     """``[notify]``."""
 
@@ -392,3 +398,4 @@ class SiteFile(Closed):
     flavor: list[FlavorTable] = []
     freshness: dict[Alias, FreshnessTable] = {}
     sandbox: TenantTable | None = None
+    downloads: DownloadsTable | None = None

@@ -15,7 +15,8 @@ from factory.model import Capability, Flavor, Freshness, Otc, PlatformSignature,
 
 def targets(read: SiteFile, folder: Path) -> tuple[Target, ...]:
     """The clouds to publish to; without any, the embedded one. Paths are relative to ``folder``."""
-    return tuple(_target(one, read, folder) for one in read.target) or (Target(),)
+    downloads = read.downloads.url if read.downloads else ""
+    return tuple(_target(one, read, folder) for one in read.target) or (Target(downloads=downloads),)
 
 
 def sandbox(read: SiteFile) -> Tenant | None:
@@ -83,6 +84,7 @@ def _target(read: TargetTable, site: SiteFile, folder: Path) -> Target:
     return Target(
         **read.model_dump(exclude={"otc", "signature", "canary", "without"}),
         without=tuple(read.without),
+        downloads=site.downloads.url if site.downloads else "",
         otc=_otc(site.otc) if read.otc else None,
         canary=_tenant(read.canary, site) if read.canary else None,
         signature=PlatformSignature(key=folder / Path(signature.key).expanduser(), certificate=signature.certificate)

@@ -48,10 +48,18 @@ def between(old: str, new: str, *, state: State) -> ImageDifference:
 
 def of_places(old: Path, new: Path, *, state: State) -> ImageDifference:
     """What differs between the images of two places."""
-    before, after = read_side(old), read_side(new)
+    return of_sides(read_side(old), read_side(new), place=new, state=state)
+
+
+def of_sides(before: Side, after: Side, *, place: Path, state: State) -> ImageDifference:
+    """The same, of records that were read already.
+
+    Args:
+        place: where the newer image's are.
+    """
     found = difference(before, after)
     short = {one.source: one.old for one in found.sources if not one.complete}
-    lock = (new.parent if new.is_file() else new) / "inputs.lock"
+    lock = (place.parent if place.is_file() else place) / "inputs.lock"
     if not short or not lock.is_file():
         return found
     longer = longer_changelogs(after, short, lock=lock, blobs=state.blobs)
@@ -84,4 +92,4 @@ def _place(name: str, state: State) -> Path:
     return runs[0].path
 
 
-__all__ = ["ImageDifference", "Side", "between", "of_places", "published_before"]
+__all__ = ["ImageDifference", "Side", "between", "of_places", "of_sides", "published_before"]

@@ -255,6 +255,7 @@ def _environment() -> jinja2.Environment:
         "visible_lines": text.visible_lines,
         "duration": text.duration,
         "size": text.size,
+        "size_change": text.size_change,
         "moment": text.moment,
         "grouped": text.grouped,
         "link": lambda path: quote(str(path), errors="surrogateescape"),

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from factory.errors import StoreError
-from factory.model import Bundle, Target
-from factory.store.metadata import metadata
+from factory.model import RELEASE_NOTE, Bundle, Target
+from factory.store.metadata import release_properties
 from factory.system.files import appearing, expect_digest, free_bytes, write_whole
 
 _PAGES = Path(__file__).parent / "pages"
@@ -38,7 +38,7 @@ def publish_directory(bundle: Bundle, dated_name: str, *, dist: Path, target: Ta
             for name in bundle.files:
                 _link_or_copy(bundle.directory / name, partial / name)
             expect_digest(partial / bundle.artifact.path.name, bundle.artifact.sha256)
-            properties = metadata(bundle, target or Target())
+            properties = release_properties(bundle, target or Target(), dated_name)
             write_whole(partial / "index.html", index_page(bundle, dated_name, properties))
     except OSError as failed:
         raise StoreError(
@@ -69,7 +69,14 @@ def index_page(bundle: Bundle, dated_name: str, properties: Mapping[str, str]) -
         min_disk_gib=properties["min_disk"],
         create_line=create_line(artifact.path.name, dated_name, offered),
         verify_lines=verify_lines(bundle.fingerprint),
+        note=release_note(bundle),
     )
+
+
+def release_note(bundle: Bundle) -> str:
+    """The note of a release, as text; nothing where there is none."""
+    path = bundle.directory / RELEASE_NOTE
+    return path.read_text(errors="replace") if RELEASE_NOTE in bundle.files and path.is_file() else ""
 
 
 def create_line(file: str, name: str, properties: Mapping[str, str]) -> str:

@@ -75,6 +75,14 @@ def metadata(bundle: Bundle, target: Target) -> dict[str, str]:
     }
 
 
+def release_properties(bundle: Bundle, target: Target, dated_name: str) -> dict[str, str]:
+    """The properties of one release: where the site offers downloads, its description leads to what is told there."""
+    found, description = metadata(bundle, target), bundle.artifact.recipe.description
+    if target.downloads and "image_description" not in description.metadata:
+        found["image_description"] = f"{target.downloads}/{description.line}/{dated_name}/index.html"
+    return found
+
+
 def tags(bundle: Bundle, target: Target) -> tuple[str, ...]:
     """The tags that SCS-0102 recommends."""
     wanted = metadata(bundle, target)
@@ -117,7 +125,7 @@ class Difference:
 
 def differs(image: StoredImage, bundle: Bundle, target: Target) -> tuple[Difference, ...]:
     """What the store says about the latest image of a line other than was meant."""
-    meant = metadata(bundle, target)
+    meant = release_properties(bundle, target, image.dated_name)
     if "uuid_validity" not in bundle.artifact.recipe.description.metadata:
         meant["uuid_validity"] = image.properties.get("imgfactory_keep_until", "")
     meant |= {"os_purpose": meant["imgfactory_purpose"], "imgfactory_role": Role.LATEST.value}

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The release note of a run: what changed since the image that users have, written once beside the image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from pydantic import TypeAdapter
+
+from factory.diff import of_sides, published_before
+from factory.diff.model import ImageDifference
+from factory.diff.read import read_side
+from factory.diff.text import release_note
+from factory.errors import FactoryError
+from factory.model import DIFFERENCE, RELEASE_NOTE
+from factory.system.files import write_whole
+from factory.system.state import Run
+
+SCHEMA = "factory/diff/1"
+
+
+def write_notes(run: Run, *, line: str, say: Callable[[str], None]) -> None:
+    """Write the release note of a run, and the same for programs; a run that has one is left alone.
+
+    Records that cannot be read are said and stop nothing: without the earlier image's the note compares with none.
+    """
+    if (run.path / RELEASE_NOTE).is_file():
+        return
+    found = None
+    try:
+        new = read_side(run.path)
+    except FactoryError as unknown:
+        say(f"no release note: {unknown.message}")
+        return
+    before = published_before(run)
+    try:
+        found = of_sides(read_side(before.path), new, place=run.path, state=run.state) if before else None
+    except FactoryError as unknown:
+        say(f"not compared with the image before: {unknown.message}")
+    if found is not None:
+        write_whole(run.path / DIFFERENCE, difference_text(found))
+    write_whole(run.path / RELEASE_NOTE, release_note(found, new.end, line=line))
+
+
+def difference_text(found: ImageDifference) -> str:
+    """What ``factory diff --json`` prints."""
+    body = TypeAdapter(ImageDifference).dump_python(found, mode="json")
+    return json.dumps({"schema": SCHEMA, "value": body}, indent=1, sort_keys=True) + "\n"
