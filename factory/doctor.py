@@ -217,8 +217,9 @@ def signing_keys(here: Installation, now: datetime) -> Iterator[Finding]:
         yield Finding(name="signing keys", ok=False, says=says, cure=cure, needed=needed)
     if dates and not ending(dates, now=now):
         in_use = [one for one in key_states(dates, now=now) if one.state == "in use"]
-        left = max((one.days_left for one in in_use if one.days_left is not None), default=None)
-        says = f"{len(in_use)} in use" + ("" if left is None else f", the last for {left} days")
+        left = [one.days_left for one in in_use]
+        last = "" if None in left else f", the last for {max(one or 0 for one in left)} days"
+        says = f"{len(in_use)} in use{last}"
         yield Finding(name="signing keys", ok=True, says=says)
 
 
