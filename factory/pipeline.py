@@ -10,7 +10,7 @@ is recorded as such.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -24,7 +24,6 @@ from factory.diff.note import write_notes
 from factory.errors import StoreError
 from factory.gc import expect_space
 from factory.inputs.age import suite_ages
-from factory.inputs.freshness import indexes_changed
 from factory.installation import Installation
 from factory.ledger import Ledger, detail_of
 from factory.model import (
@@ -37,7 +36,7 @@ from factory.model import (
     Step,
     Verdict,
 )
-from factory.policy import Decision, Published, due
+from factory.policy import Decision, Published, due, overdue
 from factory.promises import NIGHT, Promise
 from factory.publish import publish
 from factory.record import PROMISES, Record, Say, StageResult, Value
@@ -49,8 +48,8 @@ from factory.store.directory import publish_directory
 from factory.store.protocol import ImageStore
 from factory.system.files import remove
 from factory.system.lock import exclusive
-from factory.system.secrets import Login
 from factory.system.state import Run
+from factory.unchanged import compare_with
 from factory.verify import verify
 from factory.watch import promises_of
 
@@ -110,7 +109,7 @@ def nightly(
             return owed
         line = start(image, here=here, ledger=ledger, now=now, say=say, force=force)
         if line.unchanged_since:
-            unchanged = f"nothing changed since run {line.unchanged_since}"
+            unchanged = f"nothing changed since run {line.unchanged_since}: {line.compared}"
             judge = here.site.freshness and not allow_stale
             stale = line.stale(line.of_earlier("build", Artifact)) if judge else ()
             # a mirror that stands still has no news: that is how it shows
@@ -147,15 +146,16 @@ def start(
 ) -> Line:
     """A new run of ``image``, or the newest built one when it was cut off and is about the same inputs.
 
-    A fresh recipe tells: the same recipe and the same package indexes as an unfinished run mean that run goes on; the
-    same as a finished one mean that there is nothing to do, unless ``force``.
+    A fresh recipe tells: when nothing that matters changed since an unfinished run, that run goes on; since a finished
+    one, there is nothing to do, unless ``force`` or what the line published last is four weeks old.
     """
     earlier = tuple(run for run in here.state.runs_of(image) if run.has("build"))
     line = Line(run=here.state.new_run(image, now()), here=here, ledger=ledger, now=now, say=say)
-    logins = here.logins(image)
     recipe = line.describe()
     for run in earlier[:1]:
-        if not same_inputs(run, recipe, logins):
+        compared = compare_with(run, recipe, here=here, now=now())
+        say("describe", f"compared with run {run.id}: {compared.why}")
+        if not compared.same:
             break
         waiting = run.has("publish") and not run.read("publish", Publication).releases
         if waiting and line.is_due(run):
@@ -163,21 +163,14 @@ def start(
             remove(run.file("publish"))
             waiting = False
         finished = stands(run) or waiting
-        if finished and not force:
-            line.unchanged_since = run.id
+        if finished and not force and not line.overdue():
+            line.unchanged_since, line.compared = run.id, compared.why
         elif not finished and not is_red(run):
             say("describe", f"going on with run {run.id}, which was cut off")
             remove(line.run.path)
             line = Line(run=run, here=here, ledger=ledger, now=now, say=say)
     line.begin()
     return line
-
-
-def same_inputs(run: Run, recipe: Recipe, logins: Mapping[str, Login]) -> bool:
-    """Whether an earlier run was of this recipe and of the package indexes that the mirrors still serve."""
-    if run.read("describe", Recipe).digest != recipe.digest:
-        return False
-    return not indexes_changed(run.read("build", Artifact).lock, recipe.mirrors, logins=logins)
 
 
 def is_red(run: Run) -> bool:
@@ -192,6 +185,7 @@ class Line(Record):
 
     here: Installation
     unchanged_since: str = ""
+    compared: str = ""
 
     def describe(self) -> Recipe:
         return self.stage(
@@ -322,6 +316,14 @@ class Line(Record):
             if age.why:
                 self.say("publish", f"{age.alias} {age.suite}: {age.why}; its index is compared with the clock")
         return tuple(str(age) for age in ages if age.stale)
+
+    def overdue(self) -> bool:
+        """Whether the line's published image is so old that an equal one is made anew."""
+        policy = self.run.read("describe", Recipe).description.publish
+        why = overdue(policy, self._last_published(), now=self.now())
+        if why:
+            self.say("describe", why)
+        return bool(why)
 
     def is_due(self, run: Run) -> bool:
         """Whether the image of a run that was withheld would be published now."""
