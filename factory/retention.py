@@ -50,17 +50,18 @@ def plan_sweep(images: Sequence[StoredImage], *, line: str, now: datetime, grace
     if len(shown) != 1:
         why = "the line has no healthy latest image"
         return Swept(steps=tuple(block), left=tuple((image.id, why) for image in _dated(images)))
-    blocked = {step.image_id for step in block}
-    steps: list[Step | None] = [*block]
+    steps = block.copy()
     left = []
     published = [image for image in images if image.role != Role.CANDIDATE]
     for image in sorted(_dated(images), key=lambda one: (one.generation, one.id)):
         why, fault = _outlived(image, published, today=now.date())
         if fault:
             left.append((image.id, fault))
-        elif why and image.id not in blocked:
-            steps.append(_step(image, why, now=now, grace=timedelta(days=grace_days)))
-    return Swept(steps=tuple(step for step in steps if step is not None), left=tuple(left))
+        elif why:
+            step = _step(image, why, now=now, grace=timedelta(days=grace_days))
+            known = {(one.name, one.image_id) for one in block}
+            steps += [step] if step is not None and (step.name, step.image_id) not in known else []
+    return Swept(steps=tuple(steps), left=tuple(left))
 
 
 def sweep(

@@ -8,7 +8,6 @@ every one of them; plain lists miss ``_latest`` between R3 and R4 only, and that
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from datetime import datetime
 
 from factory.errors import InputFault, LineHeld, StoreError
 from factory.model import Release, Role, Rotation, RotationPlan, Step, StoredImage, Target
-from factory.store.holding import holding, refuse_if_held
+from factory.store.holding import Fence, holding, refuse_if_held
 from factory.store.line import (
     BLOCKED,
     HIDDEN,
@@ -30,7 +29,7 @@ from factory.store.line import (
     newest,
     prev_name,
 )
-from factory.store.metadata import differs, wire
+from factory.store.metadata import Difference, differs, wire
 from factory.store.properties import SIGNATURE
 from factory.store.protocol import ImageStore, Say
 from factory.store.recovery import Recovered, foresee, recover
@@ -49,32 +48,48 @@ def rotate(release: Release, *, store: ImageStore, now: datetime, say: Say, leas
     """
     line = release.bundle.artifact.recipe.description.line
     held = (release.image_id,)
+    fence = Fence(lease_s=lease_s)
     images = recover(store, line, now=now, say=say, lease_s=lease_s, keep=held, shown=True).images
     planned = plan(images, release.image_id, line=line, policy=release.target.policy)
-    done = apply(planned, store, target=release.target, now=now, say=say)
-    return replace(done, differs=_as_meant(release, done, store, say))
+    done = apply(planned, store, target=release.target, now=now, say=say, fence=fence)
+    return replace(done, differs=_as_meant(release, done, store, now=now, say=say))
 
 
-def _as_meant(release: Release, done: Rotation, store: ImageStore, say: Say) -> tuple[str, ...]:
+def _as_meant(release: Release, done: Rotation, store: ImageStore, *, now: datetime, say: Say) -> tuple[str, ...]:
     """Compare what the store holds with what was meant; what differs is set once more, and what then differs is told.
 
     An overlapping request of somebody else may have undone a part of ours (Glance writes whole records back), and a
     cloud may keep some properties for itself.
     """
     image = store.get(release.image_id)
-    if done.latest != release.image_id or image is None:
+    if done.latest != release.image_id or image is None or image.role != Role.LATEST:
         return ()
     found = differs(image, release.bundle, release.target)
-    mended = {one.key: one.meant for one in found if one.key not in SIGNATURE}
-    if mended:
-        say(f"{done.line}: setting again what does not read as meant: {'; '.join(map(str, found))}")
-        with contextlib.suppress(StoreError):
-            store.patch(image.id, wire(mended))
-        image = store.get(release.image_id)
-        found = differs(image, release.bundle, release.target) if image else found
+    if any(one.key not in SIGNATURE for one in found):
+        found = _mended(release, found, store, line=done.line, now=now, say=say)
     for one in found:
         say(f"ALARM: {done.line}: image {release.image_id}: {one}")
     return tuple(map(str, found))
+
+
+def _mended(
+    release: Release, found: tuple[Difference, ...], store: ImageStore, *, line: str, now: datetime, say: Say
+) -> tuple[Difference, ...]:
+    """Set again what does not read as meant, unless others are at work; returns what differs still."""
+    try:
+        with holding(store, line, store.list_line(line)):
+            images = store.list_line(line)
+            refuse_if_held(images, line=line, now=now, holder=store.holder)
+            image = next((one for one in images if one.id == release.image_id and one.role == Role.LATEST), None)
+            if image is None:
+                return ()
+            found = differs(image, release.bundle, release.target)
+            if mended := {one.key: one.meant for one in found if one.key not in SIGNATURE}:
+                say(f"{line}: setting again what does not read as meant: {'; '.join(map(str, found))}")
+                found = differs(store.patch(image.id, wire(mended)), release.bundle, release.target)
+    except (LineHeld, StoreError) as left:
+        say(f"{line}: what does not read as meant stays for now: {left.message}")
+    return found
 
 
 def plan(images: Sequence[StoredImage], candidate_id: str, *, line: str, policy: str = "shadow") -> RotationPlan:
@@ -168,13 +183,16 @@ def plan_rollback(images: Sequence[StoredImage], *, line: str, block: bool = Fal
     return RotationPlan(line=line, steps=tuple(steps), latest=good.id, prev=before.id if before else None, seen=seen)
 
 
-def apply(plan: RotationPlan, store: ImageStore, *, target: Target, now: datetime, say: Say) -> Rotation:
+def apply(
+    plan: RotationPlan, store: ImageStore, *, target: Target, now: datetime, say: Say, fence: Fence | None = None
+) -> Rotation:
     """Send the requests of a plan, in order; the one after the commit is ready before the commit is sent.
 
     Raises:
         LineHeld: an image is not as it was when the plan was made; nothing was changed.
-        StoreError: the store is away; what is half done, the next run finishes.
+        StoreError: the store is away, or we slept too long to go on; what is half done, the next run finishes.
     """
+    fence = fence or Fence()
     _expect_unchanged(plan, store)
     gap_s = 0.0
     pending = [(step, store.prepare(step.image_id, step.change)) for step in plan.steps]
@@ -183,6 +201,7 @@ def apply(plan: RotationPlan, store: ImageStore, *, target: Target, now: datetim
         say(f"{plan.line}: {step.name}, {step.why}")
         if step.name in _COMMITS:
             committed_at = time.monotonic()
+        fence.expect_awake(plan.line)
         send()
         if committed_at is not None and step.name not in _COMMITS:
             gap_s, committed_at = time.monotonic() - committed_at, None
@@ -218,9 +237,10 @@ def rollback(
     else:
         plan_rollback(found.images, line=line, block=deactivate)  # what cannot be is told before anything is written
         with holding(store, line, found.images) as lock:
+            fence = Fence()
             images = recover(store, line, now=now, say=say, keep=(lock,), shown=True).images
             planned = plan_rollback(images, line=line, block=deactivate)
-            done = apply(planned, store, target=target, now=now, say=say)
+            done = apply(planned, store, target=target, now=now, say=say, fence=fence)
     if deactivate and done.archived:
         store.deactivate(done.archived)
         say(f"{line}: nobody can start image {done.archived} any more")

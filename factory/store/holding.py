@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from factory.errors import LineHeld, StoreError
 from factory.model import Role, StoredImage
 from factory.store.line import LEASE_S, held
 from factory.store.protocol import IdTaken, ImageStore
+from factory.system.clock import uptime_s
 
 _TRIES = 8
 
@@ -50,6 +52,32 @@ def expect_same_time(store: ImageStore, now: datetime, lease_s: float) -> None:
         facts=(("here", now.isoformat(timespec="seconds")), ("there", there.isoformat(timespec="seconds"))),
         hint="set the clocks; nothing was changed",
     )
+
+
+@dataclass(kw_only=True)
+class Fence:
+    """Stops whoever slept between looking at a line and changing it: others may have taken the line over meanwhile.
+
+    A stopped process, a paused or migrated host: all of them go on as if nothing had happened. Others take a silent
+    candidate for abandoned after ``lease_s``, so half of that is the longest anybody may rely on what was seen. What is
+    left is the time that one request takes; Glance has no compare-and-swap.
+    """
+
+    lease_s: float = LEASE_S
+    clock: Callable[[], float] = uptime_s
+    looked_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.looked_s = self.clock()
+
+    def expect_awake(self, line: str) -> None:
+        """Raise StoreError when what was seen is too long ago."""
+        slept_s = self.clock() - self.looked_s
+        if slept_s > self.lease_s / 2:
+            raise StoreError(
+                f"this factory slept for {slept_s:.0f} s between looking at '{line}' and changing it",
+                hint="another may have gone on with the line; run this again: it looks anew, and finishes or undoes",
+            )
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ again. Every repair is one PATCH or one DELETE, so recovery may itself be killed
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from factory.errors import StoreError
 from factory.model import Role, StoredImage
-from factory.store.holding import expect_same_time, holding, refuse_if_held
+from factory.store.holding import Fence, expect_same_time, holding, refuse_if_held
 from factory.store.line import (
     HIDDEN,
     LEASE_S,
@@ -34,9 +34,11 @@ from factory.store.line import (
     purpose,
 )
 from factory.store.protocol import ImageStore, Say
+from factory.system.clock import uptime_s
 
 _UNFINISHED = frozenset({"queued", "saving", "uploading", "importing", "killed"})
 _ROUNDS = 50
+_ROLES_OF_DATED = frozenset({Role.CANDIDATE, Role.ARCHIVE, Role.WITHDRAWN})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +95,21 @@ def decide(
     """
     seen = _look(tuple(images), line, now=now, lease_s=lease_s, holder=holder, keep=keep)
     for case in _CASES:
-        repairs = tuple(case(seen))
+        repairs = tuple(_taken_over(repair, seen, holder) for repair in case(seen))
         if repairs:
             return repairs
     return ()
+
+
+def _taken_over(repair: Repair, seen: _Seen, holder: str) -> Repair:
+    """A dead factory's candidate becomes ours with its repair: renewed by our request, its maker would seem alive."""
+    image = next(one for one in seen.images if one.id == repair.image_id)
+    change = repair.change
+    if change is None or image.role != Role.CANDIDATE or "imgfactory_role" in change:
+        return repair
+    if not seen.abandoned(image) or image.properties.get("imgfactory_holder", holder) == holder:
+        return repair
+    return replace(repair, change={**change, "imgfactory_holder": holder})
 
 
 def foresee(
@@ -127,6 +140,7 @@ def recover(
     lease_s: float = LEASE_S,
     keep: Sequence[str] = (),
     shown: bool = False,
+    clock: Callable[[], float] = uptime_s,
 ) -> Recovered:
     """Repair the line until it is in order. The caller has the local lock of the line.
 
@@ -135,13 +149,15 @@ def recover(
 
     Args:
         shown: the caller has a candidate, ``keep``, or a record by which others see it.
+        clock: seconds that go on while we sleep.
 
     Raises:
         LineHeld: another, living factory works on this line.
-        StoreError: the store is away, or the line does not come to rest.
+        StoreError: the store is away, the line does not come to rest, or we slept too long to go on.
     """
     done: list[Repair] = []
     for _ in range(_ROUNDS):
+        fence = Fence(lease_s=lease_s, clock=clock)
         images = store.list_line(line)
         expect_same_time(store, now, lease_s)
         repairs = decide(images, line=line, now=now, lease_s=lease_s, holder=store.holder, keep=keep)
@@ -151,11 +167,14 @@ def recover(
             return Recovered(repairs=tuple(done), images=images)
         if not shown and any(repair.change is not None and repair.case != "C1" for repair in repairs):
             with holding(store, line, images) as lock:
-                found = recover(store, line, now=now, say=say, lease_s=lease_s, keep=(*keep, lock), shown=True)
+                found = recover(
+                    store, line, now=now, say=say, lease_s=lease_s, keep=(*keep, lock), shown=True, clock=clock
+                )
             rest = tuple(image for image in found.images if image.id != lock)
             return Recovered(repairs=(*done, *found.repairs), images=rest)
         for repair in repairs:
             say(f"{line}: {'ALARM, ' if repair.alarm else ''}{repair.why} ({repair.case}, {repair.image_id})")
+            fence.expect_awake(line)
             carry_out(repair, store)
             done.append(repair)
     raise StoreError(f"the line '{line}' does not come to rest", hint="does somebody else rename its images?")
@@ -203,12 +222,16 @@ def _look(
 
 
 def _unlisted_latest(seen: _Seen) -> Iterator[Repair]:
-    """C1: killed between R3 and R4 (or K3 and K4): show the image that everybody already resolves."""
+    """C1: killed between R3 and R4 (or K3 and K4): show the image that everybody already resolves.
+
+    A candidate whose maker may live stays its candidate: it keeps the line until its maker has sent its last request.
+    """
     if not seen.latest and len(seen.hidden_latest) == 1 and healthy(seen.hidden_latest[0]):
         image = seen.hidden_latest[0]
-        yield Repair(
-            case="C1", image_id=image.id, change=as_latest(image), why="finishing the swap: showing the latest"
-        )
+        change = dict(as_latest(image))
+        if image.role == Role.CANDIDATE and not seen.abandoned(image):
+            del change["imgfactory_role"]
+        yield Repair(case="C1", image_id=image.id, change=change, why="finishing the swap: showing the latest")
 
 
 def _missing_latest(seen: _Seen) -> Iterator[Repair]:
@@ -358,7 +381,7 @@ def _wrong_role(seen: _Seen) -> Iterator[Repair]:
     newest_shown = max((image.generation for image in seen.latest), default=0)
     for image in seen.others:
         overtaken = image.role == Role.CANDIDATE and image.tested and image.generation < newest_shown
-        if (overtaken and not seen.kept(image)) or image.role in {Role.LATEST, Role.PREV}:
+        if (overtaken and not seen.kept(image)) or image.role not in _ROLES_OF_DATED:
             change = {**as_archive(image), "os_purpose": aged_purpose(image)}
             yield Repair(case="C11", image_id=image.id, change=change, why="its role is the archive")
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 
@@ -11,6 +12,11 @@ def now() -> datetime:
     return datetime.now(tz=UTC).replace(microsecond=0)
 
 
-def stamp(time: datetime) -> str:
+def uptime_s() -> float:
+    """Seconds since this host was started, those included in which it was asleep (Linux's ``CLOCK_BOOTTIME``)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def stamp(moment: datetime) -> str:
     """``yyyymmdd-hhmmss``, as in the names of runs."""
-    return time.strftime("%Y%m%d-%H%M%S")
+    return moment.strftime("%Y%m%d-%H%M%S")

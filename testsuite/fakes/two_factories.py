@@ -28,6 +28,8 @@ Work = Callable[["Handing"], object]
 GO, DIE_BEFORE, DIE_AFTER, LOST, UNANSWERED = "go", "die before", "die after", "lost", "unanswered"
 WHAT_HAPPENS = (GO, DIE_BEFORE, DIE_AFTER, LOST, UNANSWERED)
 _NEVER_TOUCHED = frozenset({"create", "read"})
+_BETWEEN_CHANGES = _NEVER_TOUCHED | {"deactivate"}
+"""What a factory asks for that has ended one change; it deactivates only what it has withdrawn."""
 
 
 class Handing:
@@ -74,7 +76,8 @@ class Handing:
         self._ask("upload", image_id, lambda: self._store.upload(image_id, path))
 
     def patch(self, image_id: str, change: Mapping[str, object]) -> StoredImage:
-        return self._ask("patch", image_id, lambda: self._store.patch(image_id, change))
+        shows = change.get("os_hidden") is False and change.keys() <= {"os_hidden", "os_purpose"}
+        return self._ask("show" if shows else "patch", image_id, lambda: self._store.patch(image_id, change))
 
     def prepare(self, image_id: str, change: Mapping[str, object]) -> Callable[[], StoredImage]:
         return lambda: self.patch(image_id, change)
@@ -150,10 +153,12 @@ class Factory:
     def _resume(self, fate: str | None) -> None:
         assert self.running is not None
         self.running.parent = getcurrent()
-        self.running.switch(fate) if fate is not None else self.running.switch()
-        if self.running.dead:
-            self.running = None
-            self.inside = False
+        try:
+            self.running.switch(fate) if fate is not None else self.running.switch()
+        finally:  # what was found wrong is told, and not that its finder works no more
+            if self.running.dead:
+                self.running = None
+                self.inside = False
 
     def _run(self, work: Work, store: Handing) -> None:
         try:
@@ -221,11 +226,10 @@ class World:
             return  # nobody looks at it yet
         if kind == "deactivate" and image.role == "withdrawn":
             return  # nobody is sent to it any more, and nobody makes it anything else
-        shows = image.name == f"{self.line}_latest" and image.hidden  # C1: the one thing that waits for nobody
+        named = image.name == f"{self.line}_latest"
+        shows = named and (image.hidden or kind == "show")  # C1: the one thing that waits for nobody
         if not shows:
             rival = self.other(factory)
-            if rival.asks[0] == "read" and not self._at_work(rival):
-                rival.inside = False  # it has ended its change, and looks before it begins another one
             assert not (self.exclusive and rival.inside), self._told(f"{factory.name} writes while {rival.name} does")
             factory.inside = True
 
@@ -241,6 +245,11 @@ class World:
     def after(self) -> None:
         """What holds after each request."""
         self.steps += 1
+        for factory in self.factories:
+            if factory.asks[0] in _BETWEEN_CHANGES and not self._at_work(factory):
+                factory.inside = (
+                    False  # it has ended its change, and looks or shows itself before it begins another one
+                )
         for image in self.images:
             if image.generation:
                 first = self.generations.setdefault(image.generation, image.id)

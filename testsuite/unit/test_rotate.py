@@ -16,6 +16,7 @@ from factory.errors import InputFault, LineHeld, StoreError
 from factory.model import Bundle, StoredImage, Target
 from factory.publish import publish
 from factory.rotate import apply, plan, plan_rollback, reconcile, rollback, rotate
+from factory.store.holding import Fence
 from factory.store.memory import MemoryGlance, MemoryStore
 from factory.store.recovery import decide, recover
 from testsuite.fakes.bundles import BUILT, make_bundle
@@ -410,6 +411,35 @@ def test_a_change_under_us_stops_before_the_first_request() -> None:
     before = store.list_line(LINE)
     with pytest.raises(LineHeld, match="changed under us"):
         apply(planned, store, target=TARGET, now=T0, say=silent)
+    assert store.list_line(LINE) == before
+
+
+@pytest.mark.parametrize("slept_before", range(5))
+def test_who_sleeps_in_the_middle_of_a_swap_changes_nothing_more(slept_before: int) -> None:
+    store = stocked([B, A, P])
+    planned = plan(store.list_line(LINE), "B", line=LINE)
+    assert len(planned.steps) == 5
+    ticks = iter([0.0, *[1.0] * slept_before, *[1801.0] * 5])
+    with pytest.raises(StoreError, match=r"slept for 1801 s between looking at .* and changing it"):
+        apply(planned, store, target=TARGET, now=T0, say=silent, fence=Fence(lease_s=3600, clock=lambda: next(ticks)))
+    changed = [found.id for found in store.list_line(LINE) if found.updated_at != T0]
+    assert len(changed) <= slept_before
+    before = store.list_line(LINE)
+    if slept_before == 0:
+        assert {found.name for found in before} == {found.name for found in (B, A, P)}
+    service = store.service
+    service.now = LATER
+    other = MemoryStore(service, "p", holder="other")
+    reconcile(LINE, store=other, now=LATER, say=silent)
+    expect_order(other.list_line(LINE), LINE, prev=True)
+
+
+def test_a_recovery_that_slept_changes_nothing_more() -> None:
+    store = stocked([image("B", 4, LATEST, role="candidate", hidden=True), A_IS_PREV, P_HIDDEN])
+    before = store.list_line(LINE)
+    ticks = iter([0.0, 1801.0])
+    with pytest.raises(StoreError, match="slept for 1801 s"):
+        recover(store, LINE, now=T0, say=silent, clock=lambda: next(ticks))
     assert store.list_line(LINE) == before
 
 
