@@ -6,7 +6,7 @@ from __future__ import annotations
 import posixpath
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -110,11 +110,6 @@ class Answers(ABC):
     def has(self, repository: str) -> bool:
         """Whether there is a repository with this alias."""
         return repository in self.aliases
-
-    def vouch(self, repository: str, digests: Mapping[str, str]) -> None:
-        """Take in SHA-256 digests, by path, of files that no index names and a list that we trust does."""
-        with self._reading:
-            self._digests.setdefault(repository, {}).update(digests)
 
     def read_indexes(self, repositories: tuple[Repository, ...]) -> None:
         """Get and verify the signed index of every suite.

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 
 from factory.errors import InputsError
 from factory.inputs.index import Release, parse_release
-from factory.inputs.lock import Input, read_lock
+from factory.inputs.lock import TOOL_ALIASES, Input, read_lock
 from factory.inputs.recorder import Recorder
 from factory.inputs.sameness import (
     Pair,
@@ -69,7 +69,7 @@ class _Doubt(Exception):
 
 
 def compare(lock: Path, recorder: Recorder, keyrings: Mapping[str, Path]) -> Comparison:
-    """Compare a lock with what the mirrors of a recorder have now.
+    """Compare a lock with what the mirrors of a recorder have now; what builds the image is not looked at.
 
     Args:
         keyrings: who signed the lock's indexes, by repository.
@@ -77,7 +77,7 @@ def compare(lock: Path, recorder: Recorder, keyrings: Mapping[str, Path]) -> Com
     Raises:
         InputsError: a mirror is away, no longer has an index, or has one that is not good.
     """
-    entries = tuple(entry for entry in read_lock(lock) if entry.found)
+    entries = tuple(entry for entry in read_lock(lock) if entry.found and entry.repository not in TOOL_ALIASES)
     try:
         return Comparison(same=True, why=_compared(entries, recorder, keyrings))
     except _Doubt as doubt:

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from factory.errors import InputsError
 from factory.inputs.answers import Answers, unsigned
 from factory.inputs.blobs import BlobStore
-from factory.inputs.lock import Input
+from factory.inputs.lock import WHEELS, Input
 from factory.inputs.sources import Source
 
 _INDEX = re.compile(r"(?:.*/)?InRelease")
@@ -115,6 +115,8 @@ class Replay(Answers):
     def _expect_signed(self, entry: Input, plain: str) -> None:
         """A lock cannot bring in what the repository's own index says is something else."""
         expected = self._expected(entry.repository, plain)
+        if expected is None and entry.repository == WHEELS:
+            return  # no index is signed there: what was recorded had the digest that is pinned in the factory
         if expected is None:
             raise unsigned(entry.repository, entry.path)
         found = self.store.known(expected)

@@ -205,17 +205,6 @@ def test_other_bytes_than_signed_are_never_served(site, archive, kind) -> None:
     assert len(recorder.faults) == 1
 
 
-def test_a_list_that_is_trusted_stands_in_for_an_index(site, archive) -> None:
-    (archive.root / "wheels").mkdir()
-    (archive.root / "wheels/a.whl").write_bytes(b"a wheel")
-    recorder = site[0]()
-    recorder.vouch("debian", {"wheels/a.whl": hashlib.sha256(b"a wheel").hexdigest(), "wheels/b.whl": "0" * 64})
-    assert recorder.get("debian", "wheels/a.whl").sha512 == hashlib.sha512(b"a wheel").hexdigest()
-    (archive.root / "wheels/b.whl").write_bytes(b"another")
-    with pytest.raises(InputsError, match=r"serves another 'b\.whl' than it signed"):
-        recorder.get("debian", "wheels/b.whl")
-
-
 @pytest.mark.parametrize("below", ["/cut", "/broken", "/loop"])
 def test_a_mirror_in_trouble_is_an_error(site, below) -> None:
     recorder = site[0](below=below)
