@@ -253,6 +253,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "visible": text.visible,
         "visible_lines": text.visible_lines,
+        "variant": text.variant,
         "duration": text.duration,
         "size": text.size,
         "size_change": text.size_change,

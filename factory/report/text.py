@@ -86,3 +86,9 @@ def moment(value: datetime | str | None) -> str:
 def grouped(fingerprint: str) -> str:
     """A fingerprint in groups of four, as people compare them."""
     return " ".join(fingerprint[at : at + 4] for at in range(0, len(fingerprint), 4))
+
+
+def variant(name: str) -> str:
+    """What a check that runs several times was about: ``growpart`` of ``test_the_module_runs[growpart]``."""
+    head, bracket, rest = name.partition("[")
+    return rest.removesuffix("]") if head and bracket and rest.endswith("]") else ""

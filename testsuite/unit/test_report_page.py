@@ -143,6 +143,20 @@ def test_topics_are_read_off_the_names_of_checks(name):
     assert list(topics([{"name": name}])) == [NAMES[name]]
 
 
+def test_checks_that_run_several_times_say_about_what(made):
+    checks = [
+        Check(name=f"test_boot.py::test_has[{about}]", guarantee="The driver is there.", outcome=Outcome.PASSED)
+        for about in ("virtio_blk", "<xen>")
+    ]
+    plain = Check(name="test_boot.py::test_boots", guarantee="It boots.", outcome=Outcome.PASSED)
+    judged = replace(samples.verdict(made), checks=(*checks, plain))
+    text = page(record("published", stage("verify", judged)), None, now=NIGHT)
+    assert text.count("The driver is there. <em") == 2
+    assert ">virtio_blk</em>" in text
+    assert ">&lt;xen&gt;</em>" in text
+    assert "It boots.</li>" in text
+
+
 def test_a_broken_run_shows_error_and_console():
     error = SandboxError("the guest is silent", hint="look at its console", facts=(("last said", "\x1b[0mlogin:"),))
     broken = stage("verify", error, outcome="broken", console=["Kernel panic <0>", "end"])
