@@ -18,6 +18,7 @@ from factory.build.evidence import coverage
 from factory.build.identity import serial_number
 from factory.build.inventory import Inventory
 from factory.build.licences import Licences
+from factory.errors import BuildError
 from factory.model import utc
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ NAME = "sbom.cdx.json"
 PROPERTY = "image-factory"
 _MAIL = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
 _SIMPLE = re.compile(r"[A-Za-z0-9.+-]+")
+_WORD = re.compile(r"[!-.0-~]+")
 _LONGEST = 200
 
 
@@ -78,9 +80,15 @@ class Subject:
 
 
 def package_url(part: Part) -> PackageURL:
-    """The package URL of an installed package; an epoch goes where its packaging wants it."""
+    """The package URL of an installed package; an epoch goes where its packaging wants it.
+
+    Raises:
+        BuildError: no packaging knows packages of such a name or version.
+    """
     from packageurl import PackageURL
 
+    if not _WORD.fullmatch(part.name) or not _WORD.fullmatch(part.version):
+        raise BuildError(f"the image holds a package that no package manager would install: {part.name[:80]!r}")
     version, qualifiers = part.version, {"arch": part.arch, "distro": part.distro, "upstream": part.upstream}
     if part.system == "rpm" and ":" in version:
         qualifiers["epoch"], _, version = version.partition(":")
