@@ -24,14 +24,17 @@ from factory.build import tools_root
 from factory.build.box import Box
 from factory.errors import BuildError, InputsError
 from factory.inputs.blobs import BlobStore
-from factory.inputs.lock import Input
+from factory.inputs.lock import TOOLS, WHEELS, Input
 from factory.inputs.recorder import Origin
 from factory.inputs.registry import Registries, pip_registries
 from factory.inputs.replay import Replay
 from factory.inputs.tools import Pinned, Suite, ToolsRecorder, WheelsRecorder, packages_only, replayed
 from factory.inputs.upstream import Upstream
+from factory.model import Recipe
 from factory.system.files import appearing, write_whole
 from factory.system.lock import waiting
+from factory.system.secrets import Login
+from factory.system.state import State
 
 Say = Callable[[str], None]
 LIST = Path(__file__).parent / "tools.toml"
@@ -87,6 +90,28 @@ def read_list(path: Path = LIST) -> ToolList:
         without=tuple(debian["without"]),
         python=tuple(Pinned(**one) for one in found["python"]),
         digest=hashlib.sha256(text).hexdigest(),
+    )
+
+
+def tools_tree(
+    recipe: Recipe, *, state: State, now: datetime, say: Say, logins: Mapping[str, Login] | None = None
+) -> ToolsTree:
+    """The tree of the tools that a recipe is built with today; see :func:`recorded_tree`.
+
+    A warm one takes a question to the mirror and no more; its digest tells whether the tools are those of another day.
+    """
+    if TOOLS not in recipe.mirrors or TOOLS not in recipe.keyrings:
+        raise InputsError(
+            "the recipe does not say where the tools come from", hint="it is of an older factory; describe it again"
+        )
+    return recorded_tree(
+        Origin(mirror=recipe.mirrors[TOOLS], keyring=recipe.keyrings[TOOLS], signers=recipe.signers.get(TOOLS, ())),
+        (recipe.mirrors[WHEELS],) if WHEELS in recipe.mirrors else (),
+        folder=state.tools,
+        blobs=state.blobs,
+        upstream=Upstream(logins=logins),
+        now=now,
+        say=say,
     )
 
 

@@ -69,7 +69,6 @@ _FILES = {
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
     "etc/mke2fs.conf": _MKE2FS,
 }
-_APT_USER = "_apt:*:42:65534::/nonexistent:/usr/sbin/nologin\n"
 _COMPILE = ("python3", "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-x", "/tests?/")
 
 
@@ -100,14 +99,18 @@ def _finish(folder: Path) -> None:
         if not (folder / inside).is_symlink():
             (folder / inside).symlink_to(target)
     masters = folder / "usr/share/base-passwd"
-    _write(folder, "etc/passwd", (masters / "passwd.master").read_text() + _APT_USER)
+    _write(folder, "etc/passwd", (masters / "passwd.master").read_text())
     _write(folder, "etc/group", (masters / "group.master").read_text())
+    # Python's requests reads it when it is imported, although there is nobody to talk to
+    certificates = sorted((folder / "usr/share/ca-certificates").rglob("*.crt"))
+    _write(folder, "etc/ssl/certs/ca-certificates.crt", "".join(path.read_text() for path in certificates))
     for inside, text in _FILES.items():
         _write(folder, inside, text)
 
 
 def _write(folder: Path, inside: str, text: str) -> None:
     path = folder / inside
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.write_text(text)
     path.chmod(0o644)

@@ -6,6 +6,7 @@ Layout (mode 0700)::
     runs/<UTC yyyymmdd-hhmmss>-<image>/   describe.json ... rotate.json, logs/, tree/, artifacts
     blobs/   inputs by SHA-512            keys/    throw-away GnuPG home and region keys
     cloud/   embedded Keystone, Glance    dist/    the download directory
+    tools/   roots of build boxes
     ledger.sqlite                         locks/
 """
 
@@ -143,6 +144,11 @@ class State:
     def rebuilds(self) -> Path:
         """Where images are made again from their source tarballs; nothing stays there."""
         return self.path / "rebuilds"
+
+    @property
+    def tools(self) -> Path:
+        """Roots of build boxes, by what they are made of."""
+        return self.path / "tools"
 
     @property
     def locks(self) -> Path:
