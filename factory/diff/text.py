@@ -17,7 +17,8 @@ from factory.report.text import size, size_change
 NAMED = 40
 """How many of a kind a terminal shows; ``--json`` has all."""
 _WIDTH = 116
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&-])")
+_MARKUP = re.compile(r"([\\`*_\[\]<>|~&])")
+"""What is markup within a line; what is at its beginning only, our own words come before."""
 _MARKS = {"added": "+", "removed": "-", "upgraded": "^", "downgraded": "v"}
 _NOTE_ENTRIES = 3
 
