@@ -37,7 +37,7 @@ def verified(night: NightRun, folder: Path) -> tuple[int, dict[str, str], str]:
     """Exit status, faults by file, and the document."""
     done = type_factory("verify-signature", folder, "--json", state=night.state.path, timeout_s=120)
     assert "Traceback" not in done.stderr
-    facts = re.findall(r"^  (\S+?): +(.*)$", done.stderr, re.MULTILINE)
+    facts = re.findall(r"^  (\S+?): *(.*)$", done.stderr, re.MULTILINE)
     return done.returncode, {name: text for name, text in facts if name != "hint"}, done.stdout
 
 
@@ -52,6 +52,7 @@ def test_the_night_attests_how_the_image_was_made_and_tested(night: NightRun, bu
     names = {one["name"] for one in made["subject"]}
     assert {artifact.path.name, artifact.tarball.name, "inputs.lock"} <= names
     beside = {"SHA256SUMS", "verdict.json", "verdict.junit.xml", "throw-away-key.pub"}
+    beside |= {"booted.json", "release-note.md", "difference.json"}  # what came after the build
     listed = {name for name in bundle.files if not name.endswith((".asc", ".intoto.jsonl"))}
     assert names == listed - beside
     dependencies = made["predicate"]["buildDefinition"]["resolvedDependencies"]
@@ -137,8 +138,7 @@ def test_the_image_is_signed_on_a_host_that_has_only_digests(night: NightRun, bu
     assert not (signer / "runs").exists()
 
     refused = type_factory("sign", "debian13", "--signatures", answer, state=build, timeout_s=120)
-    assert refused.returncode == 1
-    assert "not among the keys given" in refused.stderr
+    assert (refused.returncode, "no public key to verify with" in refused.stderr) == (2, True)
     assert not (run / "bundle").exists()
     shutil.copytree(signer / "keys" / "public", build / "keys" / "public")
     typed("sign", "debian13", "--signatures", answer, state=build)
