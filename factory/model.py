@@ -338,7 +338,8 @@ class Recipe:
 
     ``tree`` is a folder that plain kiwi can build; ``tree_sha256`` the digest of its sorted contents; ``digest`` that
     of everything which shapes the output. ``commit`` is the descriptions' commit (empty outside git), ``dirty`` whether
-    the checkout differed from it. ``mirrors`` maps a repository alias to the address the build reads it from.
+    the checkout differed from it. ``mirrors`` maps a repository alias to the address the build reads it from;
+    ``signers`` to the full fingerprints of the keys that must have signed it, where ``keys/`` names them.
     """
 
     description: Description
@@ -354,6 +355,7 @@ class Recipe:
     region_client: RegionClient
     ntp_servers: tuple[str, ...]
     resolved_at: datetime
+    signers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

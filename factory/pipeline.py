@@ -153,7 +153,7 @@ def start(
     line = Line(run=here.state.new_run(image, now()), here=here, ledger=ledger, now=now, say=say)
     recipe = line.describe()
     for run in earlier[:1]:
-        compared = compare_with(run, recipe, here=here, now=now())
+        compared = compare_with(run, recipe, here=here, now=now(), say=line.saying("describe"))
         say("describe", f"compared with run {run.id}: {compared.why}")
         if not compared.same:
             break

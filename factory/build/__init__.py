@@ -32,6 +32,7 @@ from factory.inputs.answers import Inputs
 from factory.inputs.lock import write_lock
 from factory.inputs.recorder import Recorder, origins_of
 from factory.inputs.server import serve
+from factory.inputs.signers import Signers
 from factory.inputs.upstream import Upstream
 from factory.model import Artifact, Package, Recipe
 from factory.system.files import digests, sha256_file, write_whole
@@ -68,7 +69,11 @@ def build(
     clean_leftovers([state.runs, *state.runs.glob("*")], say)
     clock = _Clock()
     recorder = inputs or Recorder(
-        origins=origins_of(recipe), blobs=state.blobs, now=now, upstream=Upstream(logins=logins)
+        origins=origins_of(recipe),
+        blobs=state.blobs,
+        now=now,
+        upstream=Upstream(logins=logins),
+        signers=Signers(state.signers),
     )
     with clock.measures("indexes"):
         recorder.read_indexes(recipe.repositories)

@@ -141,8 +141,7 @@ def recorded_tree(
     recorder = ToolsRecorder(origin, blobs=blobs, now=now, upstream=upstream)
     indexes = recorder.indexes(tools.suite)
     packages = indexes[1:]  # what InRelease alone changes is no other tool
-    basis = json.dumps([tools.digest, *(one.sha512 for one in packages)])
-    note = folder / f"found-{hashlib.sha256(basis.encode()).hexdigest()[:32]}.json"
+    note = folder / note_name(tools, packages)
     files = _noted(note, recorder.store)
     if files is None:
         found = recorder.resolve(tools.suite, packages, tools.packages, tools.without)
@@ -166,6 +165,12 @@ def replayed_tree(replay: Replay, lock: Iterable[Input], *, folder: Path, say: S
     if not packages_only(entries):
         raise BuildError("the lock names no tools: the image was made with the tools of the host that built it")
     return _tree(entries, folder=folder, store=replay.store, epoch=replay.epoch, say=say)
+
+
+def note_name(tools: ToolList, indexes: Iterable[Input]) -> str:
+    """The file that keeps what a list of tools came to by these package indexes."""
+    basis = json.dumps([tools.digest, *(one.sha512 for one in indexes)])
+    return f"found-{hashlib.sha256(basis.encode()).hexdigest()[:32]}.json"
 
 
 def _noted(note: Path, store: BlobStore) -> tuple[Input, ...] | None:

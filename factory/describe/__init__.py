@@ -87,6 +87,7 @@ def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ..
         region_client=for_image(site.region_client, made.description.registration),
         ntp_servers=ntp_servers(made.description, site),
         resolved_at=now,
+        signers=made.sources.signers,
     )
 
 
@@ -159,7 +160,7 @@ def _resolve(
     except InputFault as wrong:
         wrong_parts += wrong.faults or (Fault(place=shown, problem=wrong.message),)
     try:
-        found = sources(description, site)
+        found = sources(description, site, project=project)
     except InputFault as wrong:
         wrong_parts += wrong.faults
     known = {name: _quietly(project, name) for name in images(project)}

@@ -4,45 +4,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from factory.describe.host_apt import AptSource, host_keyring, host_repositories
+from factory.describe.upstream_keys import upstream_keys, vendor_keyring
 from factory.errors import Fault, InputFault
+from factory.inputs.lock import TOOLS, WHEELS
+from factory.inputs.signers import UPSTREAM_KEYS
 from factory.model import Description, Repository, Site
 from factory.system.secrets import Login, Secrets
+
+_DEBIAN = Repository(alias="debian", url="", suites=(), key="/usr/share/keyrings/debian-archive-keyring.pgp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """The repositories with their addresses; mirrors and the host's keyrings by alias."""
+    """The repositories with their addresses; by alias mirrors, keyrings, and fingerprints of who must have signed."""
 
     repositories: tuple[Repository, ...]
     mirrors: Mapping[str, str]
     keyrings: Mapping[str, Path]
+    signers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def sources(description: Description, site: Site, *, root: Path = Path("/")) -> Sources:
+def sources(description: Description, site: Site, *, project: Path | None = None, root: Path = Path("/")) -> Sources:
     """Find an address and a keyring for every repository of a description.
 
     An address is, in this order: the site's, the description's, the one of the host's own apt. The build reads from
     ``[repositories.IMAGE]``, else from ``[mirrors]`` where the site names one, else from the same address.
+
+    Args:
+        project: may bring keyrings and name the keys that sign (``keys/``).
 
     Raises:
         InputFault: a repository without an address, or a keyring that this host does not have.
     """
     host = host_repositories(root)
     found = [(one, address(one, site, host)) for one in description.update_repositories]
-    keyrings = {one.alias: keyring(one, host, root) for one in description.update_repositories}
+    keyrings = {one.alias: keyring(one, host, root, project) for one in description.update_repositories}
     faults = [_no_address(description, one) for one, url in found if not url]
     faults += [_no_keyring(description, one) for one, _ in found if keyrings[one.alias] is None]
+    mirrors = {one.alias: mirror(description.name, one.alias, site) or url for one, url in found}
+    tools, signed = tools_mirror(mirrors, site, host), keyring(_DEBIAN, host, root, project)
+    faults += [] if tools else [_no_tools(site)]
+    faults += [] if signed else [_no_tools_keyring(site)]
+    try:
+        keys = upstream_keys(project) if project else {}
+    except InputFault as wrong:
+        faults += wrong.faults or (Fault(place=UPSTREAM_KEYS, problem=wrong.message),)
     if faults:
         raise InputFault(f"image '{description.name}' cannot get its packages", faults=tuple(faults))
+    python = {WHEELS: site.mirrors["python"]} if "python" in site.mirrors else {}
     return Sources(
         repositories=tuple(replace(one, url=url) for one, url in found),
-        mirrors={one.alias: mirror(description.name, one.alias, site) or url for one, url in found},
-        keyrings={alias: path for alias, path in keyrings.items() if path is not None},
+        mirrors={**mirrors, TOOLS: tools, **python},
+        keyrings={alias: path for alias, path in {**keyrings, TOOLS: signed}.items() if path is not None},
+        signers={alias: named for alias in (*mirrors, TOOLS) if (named := _signers(keys, alias))},
     )
+
+
+def _signers(keys: Mapping[str, tuple[str, ...]], alias: str) -> tuple[str, ...]:
+    """The fingerprints that the project names for a repository; tools are Debian's unless it says otherwise."""
+    return keys.get(alias) or (keys.get(_DEBIAN.alias, ()) if alias == TOOLS else ())
+
+
+def tools_mirror(mirrors: Mapping[str, str], site: Site, host: Mapping[str, AptSource]) -> str:
+    """Where what builds the image comes from: the site's mirror for it, else any Debian mirror that is known."""
+    named = site.mirrors.get(TOOLS) or mirrors.get(_DEBIAN.alias) or site.mirrors.get(_DEBIAN.alias)
+    return named or (host[_DEBIAN.alias].url if _DEBIAN.alias in host else "")
 
 
 def address(repository: Repository, site: Site, host: Mapping[str, AptSource]) -> str:
@@ -82,8 +112,12 @@ def logins(image: str, site: Site, secrets: Secrets) -> dict[str, Login]:
     return found
 
 
-def keyring(repository: Repository, host: Mapping[str, AptSource], root: Path) -> Path | None:
-    """The file on this host that holds the keys which sign this repository."""
+def keyring(
+    repository: Repository, host: Mapping[str, AptSource], root: Path, project: Path | None = None
+) -> Path | None:
+    """The file that holds the keys which sign this repository: the project's own, else one of this host."""
+    if project is not None and (own := vendor_keyring(project, repository.alias)):
+        return own
     inside = root / repository.key.lstrip("/")
     # Debian 13 calls its keyrings .pgp, Debian 12 .gpg
     candidates = [inside, inside.with_suffix(".gpg"), inside.with_suffix(".pgp")]
@@ -91,6 +125,22 @@ def keyring(repository: Repository, host: Mapping[str, AptSource], root: Path) -
     if known is not None:
         candidates += [path for path in (known.keyring, host_keyring(root)) if path]
     return next((path for path in candidates if path.is_file()), None)
+
+
+def _no_tools(site: Site) -> Fault:
+    return Fault(
+        place=f"{site.path.name if site.path else 'site.toml'} mirrors.{TOOLS}",
+        problem="no Debian mirror is known that what builds the image can come from",
+        cure=f'write {TOOLS} = "http://..." (an address with dists/ and pool/ below it) under [mirrors] of site.toml',
+    )
+
+
+def _no_tools_keyring(site: Site) -> Fault:
+    return Fault(
+        place=f"{site.path.name if site.path else 'site.toml'} mirrors.{TOOLS}",
+        problem="the keys that sign Debian's archive are not on this host",
+        cure="install debian-archive-keyring",
+    )
 
 
 def _no_address(description: Description, repository: Repository) -> Fault:

@@ -16,7 +16,7 @@ from factory.errors import FactoryError, InputsError
 from factory.inputs.blobs import BlobStore
 from factory.inputs.index import Release, epoch, package_digests, parse_release, with_dependencies
 from factory.inputs.lock import Input
-from factory.inputs.signature import signed_text
+from factory.inputs.signature import signed
 from factory.inputs.stanzas import Offer, Stanzas, offers
 from factory.inputs.unpacking import index_text
 from factory.model import Repository
@@ -183,10 +183,16 @@ class Answers(ABC):
         """Take in a signed index, when it is good and of now."""
         folder = posixpath.dirname(plain)
         suite = folder.removeprefix("dists/")
-        release = parse_release(signed_text(file, keyring=keyring, repository=repository, suite=suite))
+        found = signed(file, keyring=keyring, repository=repository, suite=suite)
+        self._expect_signers(repository, suite, found.signers)
+        release = parse_release(found.text)
         self._expect_current(release, repository, suite)
         with self._mutex:
             self._releases[(repository, folder)] = release
+
+    @abstractmethod
+    def _expect_signers(self, repository: str, suite: str, signers: tuple[str, ...]) -> None:
+        """Raise when the good signatures of an index are of other keys than are expected."""
 
     def _expect_current(self, release: Release, repository: str, suite: str) -> None:
         if release.valid_until is not None and release.valid_until < self._now:

@@ -29,6 +29,7 @@ from factory.errors import InputsError
 from factory.inputs.answers import Answers, answered, unsigned
 from factory.inputs.blobs import BlobStore, Incoming
 from factory.inputs.lock import Input
+from factory.inputs.signers import Signers
 from factory.inputs.upstream import Upstream
 from factory.inputs.validators import Validators
 from factory.model import Recipe
@@ -39,10 +40,14 @@ _OK, _PARTIAL, _NOT_MODIFIED, _NOT_THAT_LONG = 200, 206, 304, 416
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a repository is read from, and who must have signed it."""
+    """Where a repository is read from, and who must have signed it.
+
+    ``signers`` are the full fingerprints of the keys of ``keyring`` that do, where a person named them.
+    """
 
     mirror: str
     keyring: Path
+    signers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +74,10 @@ def origins_of(recipe: Recipe) -> dict[str, Origin]:
             hint="name it in [mirrors] of site.toml, and its key in image.toml",
         )
     return {
-        repository.alias: Origin(mirror=recipe.mirrors[repository.alias], keyring=recipe.keyrings[repository.alias])
-        for repository in recipe.repositories
+        alias: Origin(
+            mirror=recipe.mirrors[alias], keyring=recipe.keyrings[alias], signers=recipe.signers.get(alias, ())
+        )
+        for alias in (repository.alias for repository in recipe.repositories)
     }
 
 
@@ -78,12 +85,19 @@ class Recorder(Answers):
     """Answers for repositories by alias; safe to use from several threads."""
 
     def __init__(
-        self, *, origins: Mapping[str, Origin], blobs: Path, now: datetime, upstream: Upstream | None = None
+        self,
+        *,
+        origins: Mapping[str, Origin],
+        blobs: Path,
+        now: datetime,
+        upstream: Upstream | None = None,
+        signers: Signers | None = None,
     ) -> None:
         super().__init__(store=BlobStore(blobs), now=now)
         self._origins = origins
         self._upstream = upstream or Upstream()
         self._validators = Validators(self.store)
+        self._signers = signers or Signers()
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -178,6 +192,9 @@ class Recorder(Answers):
             answer = self._taken_in(repository, path, present)
         self._remember(answer)
         return answer
+
+    def _expect_signers(self, repository: str, suite: str, signers: tuple[str, ...]) -> None:
+        self._signers.expect(repository, suite, pinned=self._origins[repository].signers, found=signers)
 
     def _taken_in(self, repository: str, path: str, present: _Present) -> Input:
         """Verify what a mirror has now, and keep it."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from factory.errors import InputsError
@@ -21,8 +22,21 @@ _BAD = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    """The text of a clear-signed file, and the full fingerprints of the primary keys whose signatures are good."""
+
+    text: str
+    signers: tuple[str, ...]
+
+
 def signed_text(file: Path, *, keyring: Path, repository: str, suite: str) -> str:
-    """The text of a clear-signed file, exactly as far as a key of ``keyring`` signed it.
+    """The text alone; see :func:`signed`."""
+    return signed(file, keyring=keyring, repository=repository, suite=suite).text
+
+
+def signed(file: Path, *, keyring: Path, repository: str, suite: str) -> Signed:
+    """The text of a clear-signed file, exactly as far as a key of ``keyring`` signed it, and who did.
 
     One good signature is enough, as for apt: archives sign with the keys of several releases, and a host knows the
     newest of them late, and the oldest expire. A signature that does not fit the content is never outvoted.
@@ -55,8 +69,24 @@ def signed_text(file: Path, *, keyring: Path, repository: str, suite: str) -> st
         status = _STATUS.findall(verdict.stdout)
         words = {word for word, _ in status}
         if "GOODSIG" in words and "BADSIG" not in words and text.is_file():
-            return text.read_text(errors="replace")
+            return Signed(text=text.read_text(errors="replace"), signers=_signers(status))
     raise _not_good(status, keyring=keyring, repository=repository, suite=suite, said=verdict.stderr)
+
+
+def _signers(status: list[tuple[str, str]]) -> tuple[str, ...]:
+    """The primary keys of good signatures: gpgv tells of each first whether it is good, then by whom it is.
+
+    ``VALIDSIG`` alone is no proof: it is also said of keys that have expired or were revoked.
+    """
+    found, good = set(), False
+    for word, rest in status:
+        if word in {"NEWSIG", *_BAD}:
+            good = False
+        elif word == "GOODSIG":
+            good = True
+        elif word == "VALIDSIG" and good and rest:
+            found.add(rest.split()[-1].upper())
+    return tuple(sorted(found))
 
 
 def _not_good(status: list[tuple[str, str]], *, keyring: Path, repository: str, suite: str, said: str) -> InputsError:

@@ -128,6 +128,11 @@ class State:
         return self.path / "keys"
 
     @property
+    def signers(self) -> Path:
+        """Who signed the repositories that nobody named keys for, when they were first read."""
+        return self.keys / "upstream"
+
+    @property
     def cloud(self) -> Path:
         return self.path / "cloud"
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from factory.build.tools import note_name, read_list, tree_digest
 from factory.errors import StoreError
 from factory.inputs.blobs import BlobStore
 from factory.inputs.lock import Input, write_lock
 from factory.installation import Installation
-from factory.model import Bundle, Freshness, Publication, Release, Rotation, Rotations, Site, Target
+from factory.model import Artifact, Bundle, Freshness, Publication, Release, Rotation, Rotations, Site, Target
 from factory.pipeline import Line, Night, nightly, start
 from factory.system.state import Run, State
 from testsuite.fakes.bundles import make_bundle
-from testsuite.repository import NOW, Archive, make_key, mirror
+from testsuite.repository import NOW, Archive, SigningKey, make_key, mirror
 
 PROJECT = Path(__file__).parents[2]
 PATH = "dists/trixie-security/InRelease"
@@ -31,9 +34,17 @@ class Place:
     """A factory whose mirror is on loopback and whose cloud is nowhere: nothing can be published by mistake."""
 
     here: Installation
-    keyring: Path
     archive: Archive
     said: list[str]
+
+    def with_tools(self) -> None:
+        """A warm tools tree of nothing, found by the index of Debian that the mirror has."""
+        debian = Archive(root=self.archive.root, key=self.archive.key)
+        debian.publish(signed=NOW - 2 * DAY, valid_days=None)
+        packages = Input(repository="tools", path="", sha512=hashlib.sha512(debian.index).hexdigest())
+        folder = self.here.state.tools
+        (folder / tree_digest({})).mkdir(parents=True)
+        (folder / note_name(read_list(), [packages])).write_text("[]")
 
     def earlier(self, at: datetime, *, signed: datetime, policy: str = "every-night") -> Run:
         """A run that was built from what the mirror still serves, and signed."""
@@ -50,9 +61,8 @@ class Place:
         described = dataclasses.replace(recipe.description, publish=policy)
         artifact = dataclasses.replace(
             made.artifact,
-            recipe=dataclasses.replace(
-                recipe, description=described, dirty=False, keyrings={"debian-security": self.keyring}
-            ),
+            recipe=dataclasses.replace(recipe, description=described, dirty=False),
+            tools={**made.artifact.tools, "tools-tree": tree_digest({})},
         )
         write_lock(
             artifact.lock,
@@ -70,6 +80,17 @@ class Place:
         return nightly("debian13", here=self.here, ledger=None, now=lambda: at, say=self.say, **options)
 
 
+def project_of(folder: Path, key: SigningKey) -> Path:
+    """This project, with keyrings of its own."""
+    project = folder / "project"
+    (project / "keys/vendor").mkdir(parents=True)
+    for name in ("descriptions", "testsuite"):
+        (project / name).symlink_to(PROJECT / name)
+    for alias in ("debian", "debian-security"):
+        shutil.copyfile(key.keyring, project / f"keys/vendor/{alias}.gpg")
+    return project
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
     key = make_key(tmp_path, "archive")
@@ -85,8 +106,10 @@ def place(tmp_path: Path) -> Iterator[Callable[..., Place]]:
                 freshness={alias.replace("_", "-"): rule for alias, rule in freshness.items()},
             )
             state = State(path=tmp_path / "state").prepare()
-            here = Installation(project=PROJECT, state=state, site=site)
-            return Place(here=here, keyring=key.keyring, archive=archive, said=[])
+            here = Installation(project=project_of(tmp_path, key), state=state, site=site)
+            made = Place(here=here, archive=archive, said=[])
+            made.with_tools()
+            return made
 
         yield make
 
@@ -102,7 +125,7 @@ def test_nothing_changed(place) -> None:
     rotated(run, NOW - DAY)
     night = here.night(NOW)
     assert (night.outcome, night.stale) == ("unchanged", ())
-    assert night.reason == f"nothing changed since run {run.id}: all 1 signed indexes are the same"
+    assert night.reason == f"nothing changed since run {run.id}: all 1 signed indexes are the same; so are the tools"
 
 
 def test_a_mirror_that_stands_still_has_no_news_and_is_told(place) -> None:
@@ -136,6 +159,27 @@ def test_a_withheld_image_is_published_when_its_month_begins(place) -> None:
     with pytest.raises(StoreError, match="nowhere"):
         here.night(NOW + 12 * DAY, allow_dirty=True)
     assert any(f"the image of run {run.id}, which was not published, is due now" in text for text in here.said)
+
+
+def test_an_index_that_is_newer_and_says_the_same_is_no_news(place) -> None:
+    here = place()
+    run = here.earlier(NOW - DAY, signed=NOW - 2 * DAY)
+    rotated(run, NOW - DAY)
+    here.archive.publish(signed=NOW - DAY)
+    night = here.night(NOW)
+    assert night.outcome == "unchanged"
+    assert night.reason.startswith(f"nothing changed since run {run.id}: newer signed indexes (debian-security ")
+    assert not night.run.has("build")
+
+
+def test_other_tools_are_news(place) -> None:
+    here = place()
+    run = here.earlier(NOW - DAY, signed=NOW - 2 * DAY)
+    rotated(run, NOW - DAY)
+    artifact = run.read("build", Artifact)
+    run.write("build", dataclasses.replace(artifact, tools={**artifact.tools, "tools-tree": "0" * 64}))
+    assert begun(here, NOW).unchanged_since == ""
+    assert any("the tools are others now" in text for text in here.said)
 
 
 def begun(here: Place, at: datetime) -> Line:
