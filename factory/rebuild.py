@@ -22,10 +22,12 @@ from factory.build import tarball as source
 from factory.build.compare import Contents, Difference, differences
 from factory.build.leftovers import clean_leftovers, own_mark
 from factory.build.peek import Peek
+from factory.build.tools import ToolsTree, replayed_tree
 from factory.errors import BuildError, InputFault, NotGood
-from factory.inputs.lock import Input, read_lock
+from factory.inputs.lock import TOOL_ALIASES, TOOLS, Input, read_lock
 from factory.inputs.replay import Replay
 from factory.inputs.sources import Mirror, Source, source_named
+from factory.inputs.tools import of_tools, packages_only
 from factory.inputs.upstream import Upstream
 from factory.model import Artifact, Recipe, RegionClient
 from factory.sign.checksums import NAME as SUMS
@@ -108,17 +110,19 @@ def rebuild(
         given = _unpacked(scratch.path / tarball.name, scratch.path / "source")
         expected = given.manifest.image_sha256
         say(f"{given.manifest.image}, epoch {given.manifest.epoch}, {len(given.lock)} inputs, image {expected[:16]}")
+        where, instead = source_named(inputs or str(_own(state))), _mirrors(mirrors or {}, given.manifest)
+        tools = _tools(given, scratch, where, keep=state, say=say)
         replay = Replay(
-            lock=given.lock,
-            keyrings=given.keyrings,
+            lock=(one for one in given.lock if one.repository not in TOOL_ALIASES),
+            keyrings={alias: path for alias, path in given.keyrings.items() if alias not in TOOL_ALIASES},
             blobs=scratch.blobs,
-            sources=(source_named(inputs or str(_own(state))),),
-            instead=_mirrors(mirrors or {}, given.manifest),
+            sources=(where,),
+            instead=instead,
             epoch=given.manifest.epoch,
         )
         run = scratch.new_run(given.manifest.image, now)
         with _logs_kept(run, out or state.path / "failed-rebuild"):
-            made = build(given.recipe(run, now), run=run, state=scratch, say=say, now=now, inputs=replay)
+            made = build(given.recipe(run, now), run=run, state=scratch, say=say, now=now, inputs=replay, tools=tools)
         _expect_identity(given.manifest, made)
         say("comparing")
         beside = image or tarball.absolute().parent / made.path.name
@@ -141,6 +145,24 @@ def rebuild(
             kept=_keep(run, made, out) if out else None,
             diffoscope=report,
         )
+
+
+def _tools(given: _Given, scratch: State, where: Source, *, keep: State, say: Say) -> ToolsTree:
+    """The tools that the lock names, kept with this factory's other trees: the next rebuild finds them there."""
+    if TOOLS not in given.keyrings or not packages_only(of_tools(given.lock)):
+        raise NotGood(
+            "the image was made with the tools of the host that built it, which its tarball does not hold",
+            facts=tuple(sorted(given.manifest.tools.items())),
+            hint="a factory of that version makes it again on such a host; create_appliance.sh makes a similar image",
+        )
+    replay = Replay(
+        lock=given.lock,
+        keyrings={TOOLS: given.keyrings[TOOLS]},
+        blobs=scratch.blobs,
+        sources=(where,),
+        epoch=given.manifest.tools_epoch,
+    )
+    return replayed_tree(replay, given.lock, folder=keep.tools, say=say)
 
 
 def _own(state: State) -> Path:
@@ -233,7 +255,8 @@ def _unpacked(tarball: Path, folder: Path) -> _Given:
     keyrings = source.keyrings_in(records)
     if missing := [one.alias for one in manifest.repositories if one.alias not in keyrings]:
         raise NotGood(f"the source tarball has no keyring of repository '{missing[0]}'")
-    ordered = {one.alias: keyrings[one.alias] for one in manifest.repositories}
+    wanted = {*(one.alias for one in manifest.repositories), TOOLS}
+    ordered = {alias: path for alias, path in keyrings.items() if alias in wanted}
     return _Given(
         tree=tree, records=records, manifest=manifest, lock=read_lock(records / source.LOCK), keyrings=ordered
     )

@@ -27,6 +27,7 @@ from factory.system.clock import now
 from factory.system.state import Run, State
 
 if TYPE_CHECKING:
+    from factory.build.tools import ToolsTree
     from testsuite.cloud import ComputeCloud
     from testsuite.mutants.base import Base
 
@@ -128,6 +129,32 @@ def shared_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
     state = State(path=tmp_path_factory.mktemp("state")).prepare()
     yield state
     type_factory("cloud", "down", state=state.path, timeout_s=120)
+
+
+@pytest.fixture(scope="session")
+def tools(shared_state: State, tmp_path_factory: pytest.TempPathFactory) -> ToolsTree:
+    """The tools tree that builds use today; the shared night finds it made."""
+    from factory.build.tools import recorded_tree
+    from factory.describe.host_apt import host_keyring, host_repositories
+    from factory.inputs.recorder import Origin
+    from factory.inputs.upstream import Upstream
+
+    keyring = host_keyring()
+    assert keyring is not None
+    kept = os.environ.get("FACTORY_TEST_STATE")  # only read
+    state = State(path=tmp_path_factory.mktemp("tools")).prepare() if kept else shared_state
+    if kept and shared_state.tools.is_dir():
+        for name in ("tools", "blobs"):
+            shutil.copytree(shared_state.path / name, state.path / name, symlinks=True, copy_function=os.link)
+    return recorded_tree(
+        Origin(mirror=host_repositories()["debian"].url, keyring=keyring),
+        (),
+        folder=state.tools,
+        blobs=state.blobs,
+        upstream=Upstream(),
+        now=now(),
+        say=lambda _: None,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,12 @@ from factory.build.box import ROOT, TARGET, Box, available_memory_bytes, box, me
 from factory.build.evidence import Evidence, evidence_of
 from factory.build.failure import full
 from factory.build.identity import Identity, build_id, identity
-from factory.build.kiwi import INPUTS_PORT, KIWI_TARGET, kiwi_build, kiwi_version
+from factory.build.kiwi import INPUTS_PORT, KIWI_TARGET, kiwi_build
 from factory.build.layers import layers
 from factory.build.leftovers import clean_leftovers
 from factory.build.records import package_files, write_records
 from factory.build.tidy import expect_tidy
+from factory.build.tools import ToolsTree, tools_tree, versions
 from factory.errors import BuildError, CommandFailed
 from factory.inputs.answers import Inputs
 from factory.inputs.lock import write_lock
@@ -37,7 +38,6 @@ from factory.inputs.upstream import Upstream
 from factory.model import Artifact, Package, Recipe
 from factory.system.files import digests, sha256_file, write_whole
 from factory.system.namespaces import network_namespace
-from factory.system.run import run as run_program
 from factory.system.secrets import Login
 from factory.system.state import Run, State
 
@@ -55,12 +55,14 @@ def build(
     now: datetime,
     logins: Mapping[str, Login] | None = None,
     inputs: Inputs | None = None,
+    tools: ToolsTree | None = None,
 ) -> Artifact:
     """Build ``recipe`` in ``run``.
 
     Args:
         logins: credentials by a mirror's address; they stay in the inputs server, outside the box.
         inputs: what the builder is given; without it, the recipe's mirrors are read and recorded.
+        tools: what it builds with; without it, the tools that the mirror has now.
 
     Raises:
         BuildError: names the package, command or space at fault and the log.
@@ -77,6 +79,8 @@ def build(
     )
     with clock.measures("indexes"):
         recorder.read_indexes(recipe.repositories)
+    with clock.measures("tools"):
+        tree = tools or tools_tree(recipe, state=state, now=now, logins=logins, say=say)
     marks = identity(recipe.description.name, recorder.epoch)
     tarball.set_times(recipe.tree, marks.epoch)
     memory_bytes = memory_for_target(available_memory_bytes(), recipe.description.disk.min_gib)
@@ -85,7 +89,12 @@ def build(
         network_namespace() as network,
         serve(network.listen("127.0.0.1", INPUTS_PORT), recorder),
         box(
-            description=recipe.tree, folder=run.path, network=network, memory_bytes=memory_bytes, log=run.log("box")
+            root=tree.path,
+            description=recipe.tree,
+            folder=run.path,
+            network=network,
+            memory_bytes=memory_bytes,
+            log=run.log("box"),
         ) as place,
     ):
         with clock.measures("kiwi"):
@@ -93,8 +102,8 @@ def build(
         image = run.path / f"{recipe.description.name}.{recipe.description.arch}.qcow2"
         with _space_is_named(recipe, run):
             found = _tail(recipe, place, made, marks, recorder, image=image, run=run, clock=clock, say=say)
-    with clock.measures("records"):
-        return _artifact(recipe, recorder, found, image=image, run=run, now=now, seconds=clock.seconds)
+        with clock.measures("records"):
+            return _artifact(recipe, recorder, found, place, tree, image=image, run=run, now=now, seconds=clock.seconds)
 
 
 @dataclass(slots=True)
@@ -147,9 +156,10 @@ def _tail(
     disk.expect_embedded_grub(head)
     with ThreadPoolExecutor(max_workers=1) as beside:
         with clock.measures("filesystem"):
-            like = filesystem.read_format(place, made, partition)
+            device = filesystem.attach(place, made, partition)
+            like = filesystem.read_format(place, device)
             filesystem.expect_identity(like, marks)
-            filesystem.mount_root(place, made, partition)
+            filesystem.mount_root(place, device)
             place.run(["rm", "-rf", KIWI_TARGET / "build"])
             filesystem.note_disk_id(place, marks)
             filesystem.clamp_times(place, marks.epoch)
@@ -209,6 +219,8 @@ def _artifact(
     recipe: Recipe,
     recorder: Inputs,
     found: _Found,
+    place: Box,
+    tree: ToolsTree,
     *,
     image: Path,
     run: Run,
@@ -221,9 +233,9 @@ def _artifact(
     if probe:
         recorder.fetch_with_dependencies(probe, frozenset(package.name for package in packages))
     lock = run.path / "inputs.lock"
-    inputs_digest = write_lock(lock, recorder.inputs)
+    inputs_digest = write_lock(lock, (*recorder.inputs, *tree.inputs))
     lists = _write_lists(run, packages, found.files)
-    sums, tools = digests(image), _tools()
+    sums, tools = digests(image), {"image-factory": __version__, **versions(place, tree)}
     records = write_records(
         run.path,
         image=image,
@@ -245,12 +257,15 @@ def _artifact(
         results={image.name: sums.sha256, **tarball.sums(results)},
         layers=found.layers,
         size_bytes=sums.size_bytes,
+        tools_epoch=tree.epoch,
     )
     write_whole(run.path / tarball.MANIFEST, manifest.text())
     name = f"{recipe.description.name}-{build_id(recipe.digest, inputs_digest)}"
     source = run.path / f"{name}-source.tar.xz"
     rebuild = tarball.rebuild_files(run.path, recipe, manifest)
-    tarball.write_tarball(recipe.tree, source, name=name, epoch=found.epoch, rebuild=rebuild)
+    tar = place.out / f"{name}.tar"
+    tarball.write_tar(recipe.tree, tar, name=name, epoch=found.epoch, rebuild=rebuild)
+    tarball.compress(place, tar, source)
     return Artifact(
         recipe=recipe,
         path=image,
@@ -286,15 +301,3 @@ def _write_lists(run: Run, packages: tuple[Package, ...], files: str) -> tuple[P
     write_whole(listing, files)
     write_whole(packed, contents.packages_json(packages))
     return listing, packed
-
-
-def _tools() -> dict[str, str]:
-    """The programs whose versions shape an image's bytes."""
-    mke2fs = run_program(["mke2fs", "-V"], timeout_s=20).stderr.splitlines()[0]
-    image = run_program(["qemu-img", "--version"], timeout_s=20).stdout.splitlines()[0]
-    return {
-        "image-factory": __version__,
-        "kiwi": kiwi_version(),
-        "mke2fs": mke2fs.split()[1],
-        "qemu-img": image.removeprefix("qemu-img version ").split()[0],
-    }

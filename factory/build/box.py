@@ -4,6 +4,9 @@
 The box is PID 1 of its own PID namespace and is killed when we die, so the kernel ends every process and drops every
 mount in it, whatever a builder left behind. Loop devices belong to no namespace; the box's ``losetup`` makes them die
 with it, and :mod:`factory.build.leftovers` finds the rest. It protects against accidents: root inside is still root.
+
+Its root is a tree of our own (:mod:`factory.build.tools`), read-only; the host's is dropped before a builder starts, so
+no program, setting or path of the host can get into an image.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ PLACE = Path("/run/factory")
 DESCRIPTION = PLACE / "description"
 TARGET = PLACE / "target"
 ROOT = PLACE / "root"
+OUT = PLACE / "out"
 _INSIDE = Path(__file__).parent / "inside"
 _START_S = 30
 _GIB = 1 << 30
@@ -35,9 +39,13 @@ _SPARE_BYTES = 2 * _GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """A running box, by its PID 1 as seen from here."""
+    """A running box, by its PID 1 as seen from here.
+
+    ``out`` is what the box knows as :data:`OUT`: what is made there outlives the box when it is moved away in time.
+    """
 
     pid: int
+    out: Path
 
     def inside(self, argv: Sequence[str | Path]) -> list[str]:
         """``argv``, to be run in the box."""
@@ -91,13 +99,14 @@ def available_memory_bytes() -> int:
 
 @contextlib.contextmanager
 def box(
-    *, description: Path, folder: Path, network: NetworkNamespace, memory_bytes: int | None, log: Path
+    *, root: Path, description: Path, folder: Path, network: NetworkNamespace, memory_bytes: int | None, log: Path
 ) -> Iterator[Box]:
     """A box for the length of the block.
 
     Args:
+        root: its root, seen read-only: a tools tree.
         description: seen in the box, read-only, as :data:`DESCRIPTION`.
-        folder: its files' place (:data:`TARGET` inside) when ``memory_bytes`` is None.
+        folder: the place of what leaves it, and of its files (:data:`TARGET` inside) when ``memory_bytes`` is None.
         network: the network it lives in.
         memory_bytes: keep the files in memory, up to this size.
 
@@ -105,11 +114,10 @@ def box(
         BuildError: this host cannot make one.
     """
     disk = folder / own_mark()
-    if memory_bytes is None:
-        disk.mkdir(parents=True)
+    disk.mkdir(parents=True)
     ours, theirs = os.pipe()
     size = "-" if memory_bytes is None else str(memory_bytes)
-    init = (_INSIDE / "init.sh", theirs, description, size, disk, _INSIDE / "standins", own_mark())
+    init = (_INSIDE / "init.sh", theirs, root, description, size, disk, _INSIDE / "standins", own_mark())
     unshare = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--", "/bin/bash"]
     try:
         # no grace: PID 1 of a namespace ignores SIGTERM, and nothing in the box has an end worth waiting for
@@ -118,7 +126,7 @@ def box(
             pid = _reported(ours, log)
             alive = os.pidfd_open(pid)
             try:
-                yield Box(pid=pid)
+                yield Box(pid=pid, out=disk / "out")
             finally:
                 _end(pid, alive)
                 os.close(alive)

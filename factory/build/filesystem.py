@@ -62,9 +62,15 @@ def parse_format(text: str) -> Format:
         raise BuildError("the builder's root file system is not ext4", facts=(("missing", str(unknown)),)) from unknown
 
 
-def read_format(box: Box, disk: Path, partition: RootPartition) -> Format:
+def attach(box: Box, disk: Path, partition: RootPartition) -> str:
+    """A device, in the box, that is the partition."""
+    offset, size = f"--offset={partition.offset_bytes}", f"--sizelimit={partition.size_bytes}"
+    return box.run(["losetup", "-f", offset, size, "--show", disk]).stdout.strip()
+
+
+def read_format(box: Box, device: str) -> Format:
     """What the builder's file system looks like."""
-    return parse_format(box.run(["dumpe2fs", "-h", f"{disk}?offset={partition.offset_bytes}"]).stdout)
+    return parse_format(box.run(["dumpe2fs", "-h", device]).stdout)
 
 
 def expect_identity(found: Format, identity: Identity) -> None:
@@ -77,10 +83,8 @@ def expect_identity(found: Format, identity: Identity) -> None:
         )
 
 
-def mount_root(box: Box, disk: Path, partition: RootPartition) -> None:
+def mount_root(box: Box, device: str) -> None:
     """Mount the builder's root file system at :data:`~factory.build.box.ROOT`, in the box."""
-    offset, size = f"--offset={partition.offset_bytes}", f"--sizelimit={partition.size_bytes}"
-    device = box.run(["losetup", "-f", offset, size, "--show", disk]).stdout.strip()
     box.run(["mount", "-t", "ext4", "-o", "noatime", device, ROOT])
 
 
@@ -107,8 +111,11 @@ def write_filesystem(box: Box, disk: Path, partition: RootPartition, like: Forma
     argv += ["-E", f"{options},offset={partition.offset_bytes}"]
     argv += ["-L", like.label] if like.label else []
     box.run([*argv, disk, str(like.blocks)], env=fixed)
+    # dumpe2fs takes a file's name with an offset for a "TOKEN=value" since 1.47.1, and finds nothing
+    device = attach(box, disk, partition)
+    used = used_inodes(box.run(["dumpe2fs", device]).stdout, like.inodes)
+    box.run(["losetup", "-d", device])
     place = f"{disk}?offset={partition.offset_bytes}"
-    used = used_inodes(box.run(["dumpe2fs", place]).stdout, like.inodes)
     box.run(["debugfs", "-w", "-f", "-", place], env=fixed, stdin=_batch(used, identity.epoch))
     with box.seen(disk).open("r+b") as file:
         file.seek(partition.offset_bytes + _SUPERBLOCK)

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 from factory.build.box import DESCRIPTION, PLACE, TARGET, Box
@@ -46,16 +44,18 @@ def repository_options(repositories: tuple[Repository, ...]) -> list[str]:
 
 
 def command(recipe: Recipe) -> list[str]:
-    """The command line: the interpreter's own kiwi, an empty cache, no repository but ours, and a raw disk out."""
-    kiwi = Path(sys.executable).parent / "kiwi-ng"
-    if not kiwi.is_file():
-        raise BuildError(
-            "kiwi is not installed beside the factory", facts=(("expected", str(kiwi)),), hint="run 'make setup'"
-        )
+    """The command line: the tools tree's own kiwi, an empty cache, no repository but ours, and a raw disk out."""
     general = ["--debug", "--config", str(PLACE / "etc" / "kiwi.yml"), "--shared-cache-dir", str(TARGET / "cache")]
     place = ["--description", str(DESCRIPTION), "--target-dir", str(KIWI_TARGET)]
     build = ["system", "build", *place, "--ignore-repos-used-for-build", "--set-type-attr", "format="]
-    return [str(kiwi), *general, "--temp-dir", str(TARGET / "tmp"), *build, *repository_options(recipe.repositories)]
+    return [
+        "/usr/bin/kiwi-ng",
+        *general,
+        "--temp-dir",
+        str(TARGET / "tmp"),
+        *build,
+        *repository_options(recipe.repositories),
+    ]
 
 
 def kiwi_build(
@@ -115,8 +115,3 @@ def doing(log_end: str) -> str:
         return clean(steps[-1])
     lines = [line for line in log_end.splitlines() if line.strip()]
     return clean(lines[-1])[:100] if lines else "starting"
-
-
-def kiwi_version() -> str:
-    """The version of kiwi that builds."""
-    return version("kiwi")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from factory.build.box import OUT, Box
 from factory.build.identity import identity
 from factory.errors import NotGood
 from factory.model import Description, Recipe, Repository
@@ -35,7 +36,8 @@ class Manifest:
     """What a source tarball says about the image that was made from it.
 
     ``identity`` are the identifiers that follow from image and epoch; ``results`` maps the names of what came out to
-    SHA-256 digests, ``layers`` the parts of the disk inside the image; ``tools`` are the programs that shaped it.
+    SHA-256 digests, ``layers`` the parts of the disk inside the image; ``tools`` are the programs that shaped it, and
+    ``tools_epoch`` is when the index that they come from was signed (0: they were the building host's).
     """
 
     image: str
@@ -53,6 +55,7 @@ class Manifest:
     results: Mapping[str, str]
     layers: Mapping[str, str]
     size_bytes: int
+    tools_epoch: int = 0
 
     @property
     def image_name(self) -> str:
@@ -79,6 +82,7 @@ def manifest_of(
     results: Mapping[str, str],
     layers: Mapping[str, str],
     size_bytes: int,
+    tools_epoch: int = 0,
 ) -> Manifest:
     """The manifest of an image that was just built."""
     marks = identity(recipe.description.name, epoch)
@@ -102,6 +106,7 @@ def manifest_of(
         results=dict(results),
         layers=dict(layers),
         size_bytes=size_bytes,
+        tools_epoch=tools_epoch,
     )
 
 
@@ -144,10 +149,12 @@ def set_times(tree: Path, epoch: int) -> None:
         os.utime(path, (epoch, epoch), follow_symlinks=False)
 
 
-def write_tarball(
-    tree: Path, tarball: Path, *, name: str, epoch: int, rebuild: Mapping[str, bytes] | None = None
-) -> None:
-    """Pack ``tree`` as ``name/``: sorted, no owner, every time the epoch; ``rebuild`` are further files in memory."""
+def write_tar(tree: Path, tar: Path, *, name: str, epoch: int, rebuild: Mapping[str, bytes] | None = None) -> None:
+    """Put ``tree`` as ``name/`` into a plain tar file: sorted, no owner, every time the epoch.
+
+    Args:
+        rebuild: further files, in memory, by their path below ``rebuild/``.
+    """
 
     def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.uid = member.gid = 0
@@ -156,8 +163,7 @@ def write_tarball(
         return member
 
     paths = sorted(tree.rglob("*"), key=lambda path: path.relative_to(tree).as_posix().encode())
-    # most of it are digests, which nothing makes smaller: higher presets take seconds for nothing
-    with appearing(tarball) as partial, tarfile.open(partial, "w:xz", format=tarfile.PAX_FORMAT, preset=0) as archive:
+    with appearing(tar) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
         for path in [tree, *paths]:
             inside = path.relative_to(tree).as_posix()
             archive.add(path, name if inside == "." else f"{name}/{inside}", recursive=False, filter=anonymous)
@@ -166,6 +172,17 @@ def write_tarball(
             member.type, member.mode = (tarfile.DIRTYPE, 0o755) if content is None else (tarfile.REGTYPE, 0o644)
             member.size = len(content or b"")
             archive.addfile(member, io.BytesIO(content or b""))
+
+
+def compress(box: Box, tar: Path, tarball: Path) -> None:
+    """Compress a tar file that stands in the box's outbox, by the box's own xz: every version of it packs in its way.
+
+    Most of it are digests, which nothing makes smaller; higher presets take seconds for nothing.
+    """
+    argv = ["xz", "--format=xz", "--check=crc64", "-0", "--threads=1", "--keep", "--force", "--no-sparse"]
+    with appearing(tarball) as partial:
+        box.run([*argv, OUT / tar.name])
+        tar.with_name(f"{tar.name}.xz").replace(partial)
 
 
 def _with_folders(files: Mapping[str, bytes]) -> list[tuple[str, bytes | None]]:

@@ -159,11 +159,9 @@ def replayed_tree(replay: Replay, lock: Iterable[Input], *, folder: Path, say: S
 
     Raises:
         InputsError: a file is not there, or not what the lock or the signed index in it names.
-        BuildError: the lock names no tools, or the tree cannot be made.
+        BuildError: the tree cannot be made.
     """
     entries = replayed(replay, lock)
-    if not packages_only(entries):
-        raise BuildError("the lock names no tools: the image was made with the tools of the host that built it")
     return _tree(entries, folder=folder, store=replay.store, epoch=replay.epoch, say=say)
 
 

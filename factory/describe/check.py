@@ -148,12 +148,16 @@ def ntp_servers(description: Description, site: Site) -> tuple[str, ...]:
     return site.ntp_servers or description.ntp_servers
 
 
+TOOL_MIRRORS = ("tools", "python")
+"""Keys of ``[mirrors]`` that are no repository of an image: where what builds images comes from."""
+
+
 def unused(site: Site, descriptions: Mapping[str, Description]) -> Iterator[Fault]:
     """Aliases in the site file that no image knows: most likely a spelling mistake."""
     known = {one.alias for description in descriptions.values() for one in description.update_repositories}
     shown = site_name(site)
     tables = (
-        ("mirrors", site.mirrors),
+        ("mirrors", [alias for alias in site.mirrors if alias not in TOOL_MIRRORS]),
         ("update_repositories", site.update_repositories),
         ("freshness", site.freshness),
     )

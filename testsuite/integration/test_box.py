@@ -16,10 +16,11 @@ import pytest
 
 from factory.build.box import PLACE, TARGET, Box, box
 from factory.build.leftovers import clean_leftovers
+from factory.build.tools import ToolsTree
 from factory.errors import BuildError, CommandFailed
 from factory.system.namespaces import network_namespace
 
-pytestmark = pytest.mark.needs_root
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_mirror]
 
 MIB = 1 << 20
 BOX = """
@@ -28,10 +29,10 @@ from pathlib import Path
 from factory.build.box import box
 from factory.system.namespaces import network_namespace
 
-folder = Path(sys.argv[1])
+folder, root = Path(sys.argv[1]), Path(sys.argv[5])
 memory_bytes = int(sys.argv[2]) or None
 with network_namespace() as network, box(
-    description=folder, folder=folder, network=network, memory_bytes=memory_bytes, log=folder / "box.log"
+    root=root, description=folder, folder=folder, network=network, memory_bytes=memory_bytes, log=folder / "box.log"
 ) as made:
     print("ready", flush=True)
     made.run(["bash", "-c", sys.argv[3], sys.argv[4]], log=folder / "inside.log", timeout_s=300)
@@ -57,12 +58,17 @@ done
 
 
 @pytest.fixture
-def a_box(tmp_path: Path) -> Iterator[Box]:
+def a_box(tmp_path: Path, tools: ToolsTree) -> Iterator[Box]:
     (tmp_path / "config.xml").write_text("<image/>")
     with (
         network_namespace() as network,
         box(
-            description=tmp_path, folder=tmp_path, network=network, memory_bytes=256 * MIB, log=tmp_path / "box.log"
+            root=tools.path,
+            description=tmp_path,
+            folder=tmp_path,
+            network=network,
+            memory_bytes=256 * MIB,
+            log=tmp_path / "box.log",
         ) as made,
     ):
         yield made
@@ -73,7 +79,7 @@ def a_box(tmp_path: Path) -> Iterator[Box]:
 
 def test_only_loopback_is_there(a_box: Box) -> None:
     assert a_box.run(["ls", "/sys/class/net"]).stdout.split() == ["lo"]
-    assert a_box.run(["ip", "-o", "link"]).stdout.count("\n") == 1
+    assert a_box.run(["grep", "-c", ":", "/proc/net/dev"]).stdout == "1\n"
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "198.51.100.7", "169.254.169.254", "::ffff:192.0.2.1", "2001:db8::1"])
@@ -81,7 +87,7 @@ def test_no_other_address_answers_or_hangs(a_box: Box, address: str) -> None:
     code = f"import socket; socket.create_connection(({address!r}, 80), timeout=5)"
     started = time.monotonic()
     with pytest.raises(CommandFailed) as failed:
-        a_box.run([sys.executable, "-c", code])
+        a_box.run(["python3", "-c", code])
     assert "unreachable" in str(failed.value.facts) or "Cannot assign" in str(failed.value.facts)
     assert time.monotonic() - started < 3
 
@@ -90,8 +96,37 @@ def test_the_hosts_own_services_do_not_answer(a_box: Box) -> None:
     with socket.create_server(("127.0.0.1", 0)) as service:
         port = service.getsockname()[1]
         with pytest.raises(CommandFailed) as failed:
-            a_box.run([sys.executable, "-c", f"import socket; socket.create_connection(('127.0.0.1', {port}))"])
+            a_box.run(["python3", "-c", f"import socket; socket.create_connection(('127.0.0.1', {port}))"])
     assert "refused" in str(failed.value.facts)
+
+
+HOSTS_OWN = ("/etc/machine-id", "/etc/fstab", "/etc/shadow", "/root/.bashrc", "/var/lib/dpkg/info", "/opt")
+
+
+def test_no_path_of_the_host_is_seen(a_box: Box, tmp_path: Path, tools: ToolsTree) -> None:
+    (tmp_path / "beside").write_text("the host's\n")
+    places = [sys.executable, __file__, tmp_path / "beside", tools.path, Path.home() / ".ssh", *HOSTS_OWN]
+    found = a_box.run(["bash", "-c", 'for place; do test -e "$place" && echo "$place"; done; true', "x", *places])
+    assert found.stdout == ""
+    assert a_box.run(["cat", "/etc/hostname"]).stdout == "localhost\n"
+    # neither by the root of PID 1, nor by what a process of the box has open
+    assert "beside" not in a_box.run(["ls", "/proc/1/root", "/proc/1/cwd", "/proc/self/cwd/"]).stdout
+    held = a_box.run(["bash", "-c", "readlink /proc/[0-9]*/exe /proc/[0-9]*/root"]).stdout.split()
+    assert held
+    assert all(one == "/" or one.startswith("/usr/") for one in held), held
+
+
+def test_the_root_cannot_be_changed(a_box: Box) -> None:
+    for place in ("/file", "/usr/bin/file", "/etc/file", "/usr/bin/mke2fs"):
+        with pytest.raises(CommandFailed) as refused:
+            a_box.run(["touch", place])
+        assert "Read-only file system" in str(refused.value.facts)
+
+
+def test_programs_are_those_of_the_tools_tree(a_box: Box, tools: ToolsTree) -> None:
+    assert a_box.run(["mke2fs", "-V"]).stderr.split()[1] in tools.version("e2fsprogs")
+    assert a_box.run(["qemu-img", "--version"]).stdout.split()[2] in tools.version("qemu-utils")
+    assert tools.version("kiwi") in a_box.run(["kiwi-ng", "--version"]).stdout
 
 
 def test_sockets_below_run_are_hidden(a_box: Box) -> None:
@@ -133,11 +168,12 @@ def test_the_root_file_system_gets_the_uuid_it_was_given(a_box: Box) -> None:
     assert wanted in a_box.run(["dumpe2fs", "-h", TARGET / "fs"]).stdout
 
 
-def test_a_host_that_cannot_make_a_box_says_so(tmp_path: Path) -> None:
+def test_a_host_that_cannot_make_a_box_says_so(tmp_path: Path, tools: ToolsTree) -> None:
+    missing, log = tmp_path / "missing", tmp_path / "log"
     with (
         network_namespace() as network,
         pytest.raises(BuildError, match="no build box can be made here") as told,
-        box(description=tmp_path / "missing", folder=tmp_path, network=network, memory_bytes=MIB, log=tmp_path / "log"),
+        box(root=tools.path, description=missing, folder=tmp_path, network=network, memory_bytes=MIB, log=log),
     ):
         pass
     assert any(key == "said" for key, _ in told.value.facts)
@@ -172,8 +208,8 @@ def processes_with(mark: str) -> list[str]:
     return found
 
 
-def start_box(folder: Path, work: str, *, memory_bytes: int) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-c", BOX, str(folder), str(memory_bytes), work, disk_name(folder)]
+def start_box(folder: Path, work: str, tools: ToolsTree, *, memory_bytes: int) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-c", BOX, str(folder), str(memory_bytes), work, disk_name(folder), str(tools.path)]
     started = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert started.stdout is not None
     assert started.stdout.readline() == "ready\n"
@@ -196,8 +232,8 @@ def eventually_nothing(folder: Path, mark: str) -> None:
 
 @pytest.mark.parametrize("memory_bytes", [512 * MIB, 0], ids=["memory", "disk"])
 @pytest.mark.parametrize("after_s", [0.05, 0.3, 0.7, 1.1, 1.6])
-def test_nothing_outlives_a_killed_factory(tmp_path: Path, after_s: float, memory_bytes: int) -> None:
-    started = start_box(tmp_path, DISK_WORK, memory_bytes=memory_bytes)
+def test_nothing_outlives_a_killed_factory(tmp_path: Path, tools: ToolsTree, after_s: float, memory_bytes: int) -> None:
+    started = start_box(tmp_path, DISK_WORK, tools, memory_bytes=memory_bytes)
     time.sleep(after_s)
     started.send_signal(signal.SIGKILL)
     started.wait()
@@ -209,8 +245,8 @@ def test_nothing_outlives_a_killed_factory(tmp_path: Path, after_s: float, memor
     assert list(tmp_path.glob("factory-box-*")) == []
 
 
-def test_a_killed_factory_leaves_no_process_without_any_help(tmp_path: Path) -> None:
-    started = start_box(tmp_path, "sleep 1000", memory_bytes=MIB)
+def test_a_killed_factory_leaves_no_process_without_any_help(tmp_path: Path, tools: ToolsTree) -> None:
+    started = start_box(tmp_path, "sleep 1000", tools, memory_bytes=MIB)
     started.send_signal(signal.SIGKILL)
     started.wait()
     eventually_nothing(tmp_path, f"factory-box-{started.pid}-")
@@ -235,8 +271,8 @@ def test_a_device_attached_but_not_yet_held_is_cleaned_at_the_next_start(tmp_pat
         subprocess.run(["losetup", "-d", devices[theirs]], check=True)
 
 
-def test_a_box_that_ends_by_itself_leaves_nothing(tmp_path: Path) -> None:
+def test_a_box_that_ends_by_itself_leaves_nothing(tmp_path: Path, tools: ToolsTree) -> None:
     work = "cd /run/factory/target && truncate -s 8M $0 && losetup -f --show $0 && sleep 1000 & disown; exit 0"
-    started = start_box(tmp_path, work, memory_bytes=64 * MIB)
+    started = start_box(tmp_path, work, tools, memory_bytes=64 * MIB)
     assert started.wait(timeout=30) == 0
     eventually_nothing(tmp_path, f"factory-box-{started.pid}-")

@@ -17,9 +17,9 @@ from factory.build import contents, disk, filesystem
 from factory.build.box import memory_for_target
 from factory.build.failure import clean, explain, full
 from factory.build.identity import build_id, identity
-from factory.build.kiwi import command, doing, repository_options
+from factory.build.kiwi import doing, repository_options
 from factory.build.leftovers import clean_leftovers, is_dead, own_mark
-from factory.build.tarball import write_tarball
+from factory.build.tarball import write_tar
 from factory.build.tidy import expect_tidy, tidy_faults
 from factory.errors import BuildError, CommandFailed, InputsError
 from factory.model import Repository
@@ -357,10 +357,10 @@ def test_a_tarball_follows_from_names_modes_and_contents(tmp_path) -> None:
         (tree / "a.sh").chmod(0o755)
         (tree / "link").symlink_to("b")
         os.utime(tree / "b", (number, number))
-        write_tarball(tree, tmp_path / f"{number}.tar.xz", name="image-1", epoch=1000)
-        sums.append(sha256_file(tmp_path / f"{number}.tar.xz"))
+        write_tar(tree, tmp_path / f"{number}.tar", name="image-1", epoch=1000)
+        sums.append(sha256_file(tmp_path / f"{number}.tar"))
     assert sums[0] == sums[1]
-    with tarfile.open(tmp_path / "1.tar.xz") as archive:
+    with tarfile.open(tmp_path / "1.tar") as archive:
         members = archive.getmembers()
     assert [member.name for member in members] == [
         "image-1", "image-1/a", "image-1/a.sh", "image-1/a/x", "image-1/b", "image-1/link",
@@ -419,9 +419,3 @@ def test_a_full_disk_is_named_in_the_tail(tmp_path) -> None:
 def test_lines_of_a_log_are_harmless(line) -> None:
     assert clean(line).isprintable()
     assert len(clean(line)) <= 300
-
-
-def test_kiwi_is_the_interpreters_own(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    with pytest.raises(BuildError, match="kiwi is not installed"):
-        command(None)  # type: ignore[arg-type]

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import os
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from factory.build.compare import Difference, content_class, differences
 from factory.build.disk import RootPartition
 from factory.build.layers import layers
-from factory.build.tarball import FILES, LOCK, PACKAGES, Manifest, read_manifest, rebuild_files, write_tarball
+from factory.build.tarball import FILES, LOCK, PACKAGES, Manifest, read_manifest, rebuild_files, write_tar
 from factory.errors import FactoryError, InputFault, InputsError, NotGood
 from factory.inputs.lock import Input, lock_text
 from factory.model import Description, Recipe, RegionClient, Repository
@@ -35,6 +37,13 @@ PACKAGES_TEXT = json.dumps({"schema": "factory/packages/1", "packages": []}) + "
 @pytest.fixture(scope="module")
 def key(tmp_path_factory) -> SigningKey:
     return make_key(tmp_path_factory.mktemp("k"), "factory")
+
+
+def packed(tree: Path, tarball: Path, *, rebuild: Mapping[str, bytes] | None = None) -> None:
+    tar = tarball.with_suffix("")
+    write_tar(tree, tar, name="small-1", epoch=EPOCH, rebuild=rebuild)
+    tarball.write_bytes(lzma.compress(tar.read_bytes(), preset=0))
+    tar.unlink()
 
 
 class Made:
@@ -69,20 +78,21 @@ class Made:
             results={"small.x86_64.qcow2": "0" * 64, **results},
             layers={"partition table": "a", "boot code": "b", "file system": "c"},
             size_bytes=1,
+            tools_epoch=EPOCH,
         )
         return replace(made, **changes)  # type: ignore[arg-type]
 
     def recipe(self) -> Recipe:
         return Recipe(
             description=Description(name="small", line="Small"), tree=self.tree, tree_sha256="", digest="", commit="",
-            dirty=False, repositories=(DEBIAN,), mirrors={}, keyrings={"debian": self.key.keyring}, regions=(),
-            region_client=RegionClient(), ntp_servers=(), resolved_at=NOW,
+            dirty=False, repositories=(DEBIAN,), mirrors={}, regions=(),
+            keyrings={"debian": self.key.keyring, "tools": self.key.keyring}, region_client=RegionClient(), ntp_servers=(), resolved_at=NOW,
         )  # fmt: skip
 
     def pack(self, manifest: Manifest | None = None, *, signed: bool = True) -> Path:
         tarball = self.folder / "small-1-source.tar.xz"
         files = rebuild_files(self.lists, self.recipe(), manifest or self.manifest())
-        write_tarball(self.tree, tarball, name="small-1", epoch=EPOCH, rebuild=files)
+        packed(self.tree, tarball, rebuild=files)
         return self.sign(tarball) if signed else tarball
 
     def sign(self, tarball: Path) -> Path:
@@ -158,7 +168,7 @@ def test_a_signed_tarball_that_would_do_harm_is_refused(made, name, kind, says) 
 
 def test_a_tarball_of_long_ago_says_what_it_lacks(made) -> None:
     tarball = made.folder / "old-source.tar.xz"
-    write_tarball(made.tree, tarball, name="small-1", epoch=EPOCH)
+    packed(made.tree, tarball)
     with pytest.raises(NotGood, match="a build tree and no manifest"):
         made.rebuild(made.sign(tarball))
 
@@ -179,13 +189,22 @@ def test_parts_must_be_those_that_the_manifest_names(made) -> None:
 
 
 def test_a_missing_input_is_named_before_anything_is_built(made) -> None:
-    entry = Input(repository="debian", path="dists/trixie/InRelease", sha512="ab" * 64, size_bytes=10)
+    entry = Input(repository="tools", path="pool/main/k/kiwi_1_all.deb", sha512="ab" * 64, size_bytes=10)
     (made.lists / LOCK).write_text(lock_text([entry]))
-    with pytest.raises(InputsError, match="'InRelease' of repository 'debian' is not in the store"):
+    with pytest.raises(InputsError, match=r"'kiwi_1_all\.deb' of repository 'tools' is not in the store"):
         made.rebuild(made.pack())
     (made.state.blobs / entry.sha512).write_bytes(b"0123456789")
-    with pytest.raises(InputsError, match="'InRelease' of repository 'debian' is not what was recorded"):
+    with pytest.raises(InputsError, match=r"'kiwi_1_all\.deb' of repository 'tools' is not what was recorded"):
         made.rebuild(made.pack())
+    assert made.nothing_left()
+
+
+def test_an_image_made_with_its_host_s_tools_is_told_by_them(made) -> None:
+    entry = Input(repository="debian", path="dists/trixie/InRelease", sha512="ab" * 64, size_bytes=10)
+    (made.lists / LOCK).write_text(lock_text([entry]))
+    with pytest.raises(NotGood, match="with the tools of the host that built it") as told:
+        made.rebuild(made.pack())
+    assert ("kiwi", "1") in told.value.facts
     assert made.nothing_left()
 
 

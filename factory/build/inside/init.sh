@@ -1,56 +1,63 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# PID 1 of a build box. Arguments: descriptor to report on, description folder, size of the memory file system (or "-"),
-# folder to use instead of it, folder of stand-ins, mark for loop devices.
-# Mounts what a builder may see, tells its PID (as seen from outside) on the descriptor, then waits for its end.
+# PID 1 of a build box. Arguments: descriptor to report on, root to build in, description folder, size of the memory
+# file system (or "-"), folder for what leaves the box (and for the target, without memory), folder of stand-ins, mark
+# for loop devices.
+# Mounts what a builder may see below the new root, makes that the root and drops the host's, tells its PID (as seen
+# from outside) on the descriptor, then waits for its end. Everything above the line is done by the host's programs.
 set -eu
-report=$1 description=$2 size=$3 folder=$4 standins=$5 mark=$6
+report=$1 root=$2 description=$3 size=$4 folder=$5 standins=$6 mark=$7
 place=/run/factory
 
 # the old /proc still belongs to the host's PID namespace, so this is our PID there
 while read -r key pid _; do [ "$key" = NSpid: ] && break; done </proc/self/status
 
 mount --make-rprivate /
-# a mount over the host's /proc could be lifted again, and nsenter through it reaches the host's network: drop it first
-umount -l -R /proc && mount -t proc -o nosuid,nodev,noexec proc /proc
-umount -l -R /sys && mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
-# unix sockets are found by path, whatever the network namespace
-mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run
-mkdir -p /run/lock "$place"/{bin,etc,description,target,root,loops}
+mount --bind "$root" "$root"
+mount -o remount,bind,ro,nosuid "$root"
+mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
+mount -t sysfs -o nosuid,nodev,noexec sysfs "$root/sys"
+# loop devices and their partitions appear there; a host without it has its devices in another place, in full
+mount -t devtmpfs -o nosuid devtmpfs "$root/dev" 2>/dev/null || mount --bind /dev "$root/dev"
+mkdir -p "$root/dev/pts" "$root/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts "$root/dev/pts"
+mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$root/dev/shm"
+for scratch in tmp var/tmp; do mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$root/$scratch"; done
+mount -t tmpfs -o mode=755,nosuid,nodev tmpfs "$root/run"
+mkdir -p "$root/run/lock" "$root$place"/{bin,etc,description,target,root,loops,out}
 hostname localhost
 
-# the builder copies these into the root tree, so the host's would be inputs
-printf 'nameserver 127.0.0.1\n' >"$place/etc/resolv.conf"
-printf '127.0.0.1 localhost\n::1 localhost\n' >"$place/etc/hosts"
-for name in resolv.conf hosts; do
-  file=$(readlink -m "/etc/$name")
-  case $file in /run/*) mkdir -p "$(dirname "$file")" && : >"$file" ;; esac # a link into the /run we just hid
-  if [ -e "$file" ]; then mount --bind "$place/etc/$name" "$file"; fi
-done
-
-# apt outside the root tree reads the host's configuration (hooks, languages, proxies, pins), and the builder writes
-# keyrings there and an empty status file beside dpkg's
-mkdir -p "$place"/etc/apt/{apt.conf.d,auth.conf.d,keyrings,preferences.d,sources.list.d,trusted.gpg.d}
-mount --bind "$place/etc/apt" /etc/apt
-mkdir -p "$place"/etc/dpkg/{alternatives,info,parts,triggers,updates}
-: >"$place/etc/dpkg/status"
-mount --bind "$place/etc/dpkg" /var/lib/dpkg
+# the builder writes keyrings and an empty status file there, as if it were the host's
+mkdir -p "$root$place"/etc/apt/{apt.conf.d,auth.conf.d,keyrings,preferences.d,sources.list.d,trusted.gpg.d}
+mount --bind "$root$place/etc/apt" "$root/etc/apt"
+mkdir -p "$root$place"/etc/dpkg/{alternatives,info,parts,triggers,updates}
+: >"$root$place/etc/dpkg/status"
+mount --bind "$root$place/etc/dpkg" "$root/var/lib/dpkg"
 # hosts without device-mapper have no kpartx
-printf 'mapper:\n  part_mapper: partx\n' >"$place/etc/kiwi.yml"
+printf 'mapper:\n  part_mapper: partx\n' >"$root$place/etc/kiwi.yml"
 
 for standin in "$standins"/*.sh; do
   name=$(basename "$standin" .sh)
-  install -m 755 "$standin" "$place/bin/${name//_/.}"
+  install -m 755 "$standin" "$root$place/bin/${name//_/.}"
 done
-printf '%s' "$mark" >"$place/etc/mark"
+printf '%s' "$mark" >"$root$place/etc/mark"
 
-mount --bind "$description" "$place/description"
-mount -o remount,bind,ro "$place/description"
-if [ "$size" = - ]; then mount --bind "$folder" "$place/target"; else
-  mount -t tmpfs -o "size=$size,mode=755" tmpfs "$place/target"
+mount --bind "$description" "$root$place/description"
+mount -o remount,bind,ro "$root$place/description"
+mkdir -p "$folder/out" "$folder/target"
+mount --bind "$folder/out" "$root$place/out"
+if [ "$size" = - ]; then mount --bind "$folder/target" "$root$place/target"; else
+  mount -t tmpfs -o "size=$size,mode=755" tmpfs "$root$place/target"
 fi
 
-echo "$pid" >&"$report"
-eval "exec $report>&-"
+cd "$root"
+pivot_root . .
+# ----------------------------------------------------------------------------------------------------------------------
+umount -l .
+cd /
 # bash reaps what is orphaned here; the box ends when this process is killed, and it is killed when the factory dies
-while :; do sleep 3600 & wait $! || true; done
+exec /usr/bin/bash --noprofile --norc -c '
+  echo "$1" >&"$2"
+  eval "exec $2>&-"
+  while :; do sleep 3600 & wait $! || true; done
+' box "$pid" "$report" </dev/null
