@@ -42,6 +42,7 @@ def lines(found: ImageDifference) -> Iterator[str]:
     yield f"new  {_end(found.new)}"
     if found.identical:
         yield "the same bytes"
+        return
     if found.old.size_bytes and found.new.size_bytes:
         yield f"size {size_change(found.new.size_bytes - found.old.size_bytes)}"
     yield from _section(f"security fixes: {len(found.fixes)}", _fix_lines(found.sources), always=True)
