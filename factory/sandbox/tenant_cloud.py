@@ -207,7 +207,7 @@ class TenantCloud:
             cidr = f"10.77.{secrets.randbelow(256)}.0/24"
             subnet = network.create_subnet(**named, network_id=made.id, ip_version=4, cidr=cidr)
             router = network.create_router(**named, external_gateway_info={"network_id": external})
-            network.add_interface_to_router(router, subnet_id=subnet.id)
+            network.add_interface_to_router(router, subnet=subnet.id)
         return str(made.id)
 
     def make_server(self, lease: Lease, wanted: Mapping[str, Any], *, user_data: str) -> str:
@@ -353,7 +353,7 @@ class TenantCloud:
         network = self.connection.network
         for port in network.ports(device_id=router_id):
             for fixed in port.fixed_ips:
-                network.remove_interface_from_router(router_id, subnet_id=fixed["subnet_id"])
+                network.remove_interface_from_router(router_id, subnet=fixed["subnet_id"])
         network.delete_router(router_id)
 
     def _delete_image(self, image_id: str) -> None:

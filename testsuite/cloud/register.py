@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from factory.cloud.settings import REGION
 from factory.errors import CloudError
 from testsuite.cloud.network import GuestsNetwork
-from testsuite.cloud.settings import PHYSICAL, SANDBOX, SERVICE_PROJECT, Settings
+from testsuite.cloud.settings import OUTSIDE, OUTSIDE_SUBNET, PHYSICAL, SANDBOX, SERVICE_PROJECT, Settings
 
 if TYPE_CHECKING:
     from openstack.connection import Connection
@@ -51,7 +51,10 @@ def register_identities(settings: Settings, admin: Connection) -> None:
 
 
 def register_network(admin: Connection, guests: GuestsNetwork) -> None:
-    """One flat network that every project may use; its gateway and resolver is the guests' namespace."""
+    """One flat network that every project may use; its gateway and resolver is the guests' namespace.
+
+    And one outside, from which projects may take addresses (those of RFC 5737); nothing carries it.
+    """
     network = admin.network.create_network(
         name=SANDBOX, is_shared=True, provider_network_type="flat", provider_physical_network=PHYSICAL
     )
@@ -64,6 +67,10 @@ def register_network(admin: Connection, guests: GuestsNetwork) -> None:
         dns_nameservers=[guests.gateway],
         is_dhcp_enabled=False,
         allocation_pools=[{"start": guests.first, "end": guests.last}],
+    )
+    outside = admin.network.create_network(name=OUTSIDE, is_router_external=True, provider_network_type="local")
+    admin.network.create_subnet(
+        network_id=outside.id, name=OUTSIDE, ip_version=4, cidr=OUTSIDE_SUBNET, is_dhcp_enabled=False
     )
 
 

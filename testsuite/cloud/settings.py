@@ -14,6 +14,9 @@ from factory.cloud.settings import HOST, REGION
 SERVICE_PROJECT = "service"
 SANDBOX = "sandbox"
 """The tenant: its project, its user, its entry in clouds.yaml, and the network it is offered."""
+OUTSIDE = "outside"
+OUTSIDE_SUBNET = "203.0.113.0/24"
+"""Where floating addresses come from: a network outside, of addresses for documentation (RFC 5737)."""
 PHYSICAL = "guests"
 DATABASES = ("placement", "neutron", "nova_api", "nova", "nova_cell0")
 SOCKET = Path("/run/mysql.sock")
@@ -138,7 +141,7 @@ def neutron_conf(settings: Settings) -> str:
 log_file = {settings.log("neutron")}
 state_path = {settings.folder}/neutron
 core_plugin = ml2
-service_plugins =
+service_plugins = router
 transport_url = {_broker(settings)}
 api_paste_config = {settings.environment}/etc/neutron/api-paste.ini
 auth_strategy = keystone
@@ -166,11 +169,15 @@ helper_command = {settings.bin}/privsep-helper --config-file {settings.neutron_c
 
 
 def ml2_conf(settings: Settings) -> str:
-    """ml2_conf.ini: one flat network, macvtap; security groups are kept but nothing enforces them."""
+    """ml2_conf.ini: one flat network, macvtap; security groups are kept but nothing enforces them.
+
+    Projects may make networks and routers of their own and take addresses; no agent carries them, so no server can be
+    attached there.
+    """
     return f"""\
 [ml2]
-type_drivers = flat
-tenant_network_types =
+type_drivers = flat, local
+tenant_network_types = local
 mechanism_drivers = macvtap
 extension_drivers =
 [ml2_type_flat]

@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from factory.canaries import judge_all
+from factory.cloud.settings import ADMIN
 from factory.installation import Installation
 from factory.model import (
     Artifact,
@@ -34,12 +39,14 @@ from factory.region.services import serve
 from factory.rotate import rotate
 from factory.sandbox.lease import KEY, new_lease, parse, runs
 from factory.sandbox.network import answering
+from factory.sandbox.openstack import session
 from factory.sandbox.seed import fresh_key
 from factory.store import open_store
 from factory.system.clock import now
 from factory.system.openstack import connect
 from factory.system.state import State
 from factory.verify.subject import subject_of
+from testsuite.cloud.settings import OUTSIDE, OUTSIDE_SUBNET, SANDBOX
 from testsuite.conftest import FACTORY, PROJECT, SUITE, NightRun
 from testsuite.fakes.bundles import make_bundle, make_qcow2
 
@@ -54,6 +61,8 @@ VERIFY_S = 3000.0
 BOOT_S = 1500
 """Emulation inside emulation of a cloud, on a host that has more to do."""
 SHORT_S = 300.0
+SERVER = uuid.uuid4()
+"""A server that nobody made: stands for the one behind a port."""
 UNTRIED = {
     "test_console.py::test_the_password_opens_the_vga_console": "keyboard",
     "test_kernel.py::test_the_guest_agent_answers": "guest agent",
@@ -190,12 +199,62 @@ def test_a_good_image_is_green_in_a_tenant_and_what_was_not_tried_says_why(place
     assert len(untried) < len(checks) / 5, untried
 
 
-def test_a_disk_that_never_boots_is_red_although_its_server_is_active(place: Place, empty_disk: Path) -> None:
-    done = place.type("verify", empty_disk, boot_timeout_s=15)
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({}, id="in the tenant's project", marks=pytest.mark.slow),
+        pytest.param({"cloud": ADMIN, "own_project": True}, id="in a project of its own"),
+    ],
+)
+def test_a_disk_that_never_boots_is_red_although_its_server_is_active(
+    place: Place, empty_disk: Path, more: dict[str, object]
+) -> None:
+    done = place.type("verify", empty_disk, boot_timeout_s=15, **more)
     assert done.returncode == 1, done.stderr
     assert "is ACTIVE at" in done.stderr
     assert "failed   boot::the_image_boots" in done.stdout
     assert "did not get to the end of its boot within 15 s" in done.stdout
+    assert leased_projects(place) == []
+
+
+def leased_projects(place: Place) -> list[str]:
+    admin = connect(ADMIN, clouds_yaml=place.cloud.clouds_yaml, direct=True)
+    return [one.name for one in admin.identity.projects() if parse(one.name)]
+
+
+def test_a_network_of_its_own_is_made_and_given_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(place.cloud).items():
+        monkeypatch.setenv(name, value)
+    tenant = Tenant(cloud=place.cloud.sandbox, external_network=OUTSIDE)
+    member = place.member()
+    killed = os.fork()
+    if killed == 0:
+        with own_network(tenant, member):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(killed, 0)
+    for port in [one for one in member.network.ports() if one.device_id == str(SERVER)]:
+        member.network.delete_port(port)  # as a server's port goes with the server, which is swept first
+    assert [parse(one.name).owner.pid for one in member.network.routers() if parse(one.name)] == [killed]
+    with own_network(tenant, member) as network:
+        (router,) = [one for one in member.network.routers() if parse(one.name)]
+        assert router.external_gateway_info["network_id"] == member.network.find_network(OUTSIDE).id
+        (inside,) = member.network.ports(network_id=network, device_id=router.id)
+        assert inside.fixed_ips[0]["subnet_id"] == next(member.network.subnets(network_id=network)).id
+    assert [one.name for one in member.network.routers()] == []
+    assert {one.name for one in member.network.networks()} == {OUTSIDE, SANDBOX}
+    assert list(member.network.ips()) == []
+
+
+@contextlib.contextmanager
+def own_network(tenant: Tenant, member: Connection) -> Iterator[str]:
+    """A network with a router and a floating address; the cloud of the tests carries it nowhere."""
+    with session(tenant, now=now(), say=print) as used:
+        network = used.cloud.make_network(used.lease)
+        port = member.network.create_port(network_id=network, device_id=str(SERVER))
+        address = used.cloud.make_address(used.lease, str(SERVER))
+        assert ip_address(address) in ip_network(OUTSIDE_SUBNET)
+        yield network
+        member.network.delete_port(port)
 
 
 def test_a_cloud_without_room_and_a_full_quota_are_told_in_the_users_words(place: Place, empty_disk: Path) -> None:
