@@ -22,7 +22,7 @@ from factory.errors import InputFault, NotGood
 from factory.sign import dsse
 from factory.sign.checksums import NAME as SUMS
 from factory.sign.checksums import is_plain, sums_text
-from factory.sign.evidence import LOCK, PUBLIC_KEY, VERDICT, Evidence, Fault, judge, judged_at, name_of
+from factory.sign.evidence import LOCK, PUBLIC_KEY, VERDICT, Evidence, Fault, images_in, judge, judged_at, name_of
 from factory.sign.openpgp import Home, Key
 from factory.sign.strict_json import Kind, Malformed, parse, shaped
 
@@ -118,7 +118,9 @@ def _file(path: Path, kind: type[Kind], *, schema: str, what: str) -> Kind:
     except OSError as missing:
         raise InputFault(f"'{path}' cannot be read: {missing.strerror}") from None
     except Malformed as wrong:
-        raise NotGood(f"'{path}' {wrong}", hint="was the file cut short, or is it of another factory?") from None
+        raise NotGood(
+            f"'{path}' {visible(str(wrong))}", hint="was the file cut short, or is it of another factory?"
+        ) from None
 
 
 def expect_good(request: SigningRequest, *, now: datetime) -> Evidence:
@@ -127,8 +129,8 @@ def expect_good(request: SigningRequest, *, now: datetime) -> Evidence:
     Raises:
         NotGood: its parts do not agree, or its verdict is not green or stale; every fault is a fact.
     """
-    encoded = request.verdict.encode("utf-8", "replace"), request.lock.encode("utf-8", "replace")
-    payloads = [one.encode("utf-8", "replace") for one in request.statements]
+    encoded = _bytes(request.verdict), _bytes(request.lock)
+    payloads = [_bytes(one) for one in request.statements]
     found = judge(payloads, sums=request.digests, verdict=encoded[0], lock=encoded[1], sha512=None)
     faults = [*_faults(request, encoded), *found.faults, *_faults_of_time(encoded[0], now=now)]
     if found.evidence is not None and found.evidence.run != request.run:
@@ -149,8 +151,8 @@ def _faults(request: SigningRequest, encoded: tuple[bytes, bytes]) -> Iterator[F
             yield name, "cannot stand in a bundle by this name"
         if not _SHA256.fullmatch(sha256):
             yield name, "has no SHA-256"
-    if request.image not in request.digests:
-        yield request.image, "is not among the files"
+    if images_in(request.digests) != [request.image]:
+        yield request.image, "is not the one image among the files"
     for name, text in zip((VERDICT, LOCK), encoded, strict=True):
         if request.digests.get(name) != hashlib.sha256(text).hexdigest():
             yield name, "is another text than its SHA-256 says"
@@ -192,11 +194,21 @@ def expect_answer(sealed: Sealed, request: SigningRequest) -> None:
         odd = ", ".join(sorted(visible(name) for name in set(sealed.files) ^ wanted))
         raise NotGood("the answer holds other files than were asked for", facts=(("files", odd),))
     try:
-        found = [one.payload for one in dsse.envelopes(sealed.files[name_of(request.image)].encode("utf-8", "replace"))]
+        for text in sealed.files.values():
+            text.encode()
+    except UnicodeEncodeError:
+        raise NotGood("the answer holds other text than UTF-8") from None
+    try:
+        found = [one.payload for one in dsse.envelopes(_bytes(sealed.files[name_of(request.image)]))]
     except Malformed as wrong:
         raise NotGood(f"the statements of the answer cannot be read: {visible(str(wrong))}") from None
     if found != [one.encode() for one in request.statements]:
         raise NotGood("the answer is to another request", hint="write the request again and have it signed")
+
+
+def _bytes(text: str) -> bytes:
+    """A text that was read from JSON; what cannot be UTF-8 stays as it is, and is then refused as no UTF-8."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def visible(text: str) -> str:

@@ -11,7 +11,9 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,26 @@ def test_a_site_names_its_builder(place):
     assert place.verify(made.directory, now=LATER + timedelta(seconds=1)).evidence.builder == (
         "https://images.cloud.example/builder"
     )
+
+
+def test_an_rsa_key_and_a_signing_subkey_attest_as_well(place, tmp_path):
+    """As sites have them: RSA, or a primary key that only certifies and a subkey that signs."""
+    for seconds, kind in enumerate(("rsa3072", "subkey"), start=2):
+        with tempfile.TemporaryDirectory(prefix="key-") as folder:
+            with own_home(Path(folder), now=NIGHT, log=tmp_path / "log") as home:
+                algorithm, usage = ("rsa3072", "sign") if kind == "rsa3072" else ("ed25519", "cert")
+                home.gpg("--passphrase", "", "--quick-generate-key", "Images", algorithm, usage, "1y")
+                fingerprint = home.keys(secret=True)[0].fingerprint
+                if kind == "subkey":
+                    home.gpg("--passphrase", "", "--quick-add-key", fingerprint, "ed25519", "sign", "1y")
+                (tmp_path / f"{kind}.asc").write_text(home.export(fingerprint))
+            other = replace(place, keys=tmp_path, gnupg_home=Path(folder), fingerprint=fingerprint)
+            other.list_key(in_use_from="2026-11-01")
+            (tmp_path / "images.asc").write_text((tmp_path / f"{kind}.asc").read_text())
+            made = other.sign(signing=other.signing, now=LATER + timedelta(seconds=seconds))
+            found = other.verify(made.directory, now=LATER + timedelta(minutes=1))
+            assert {one.fingerprint for one in found.signatures} == {fingerprint}
+            assert len(found.signatures) == 5
 
 
 # -- judged by others --------------------------------------------------------------------------------------------------
@@ -393,6 +415,12 @@ def test_a_verdict_that_is_not_green_about_these_bytes_is_a_fault(bundle, case):
     spoil, expected = SPOILT_VERDICT[case]
     found = judged(bundle, spoilt(bundle, 0, lambda _: None), verdict=changed_verdict(bundle, spoil))
     assert expected in found
+
+
+def test_a_verdict_without_end_is_not_read(bundle):
+    huge = b'{"schema": "' + b"x" * (17 * MIB) + b'"}'
+    found = judged(bundle, spoilt(bundle, 0, lambda _: None), verdict=huge)
+    assert "verdict.json: is longer than 16 MiB" in found
 
 
 def test_a_red_verdict_is_refused_although_a_trusted_key_signed_all_of_it(place, copied):

@@ -165,7 +165,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     "a signature for a file": (lambda asked: asked["digests"].update({"x.asc": "0" * 64}), "x.asc: cannot stand"),
     "sums among the files": (lambda asked: asked["digests"].update({"SHA256SUMS": "0" * 64}), "SHA256SUMS: cannot"),
     "no digest": (lambda asked: asked["digests"].update({IMAGE: "abc\n"}), f"{IMAGE}: has no SHA-256"),
-    "another image": (lambda asked: asked.update(image="x.qcow2"), "x.qcow2: is not among the files"),
+    "another image": (lambda asked: asked.update(image="x.qcow2"), "x.qcow2: is not the one image"),
     "another run": (lambda asked: asked.update(run="20260101-000000-debian13"), "run: is another one than"),
     "a red verdict": (lambda asked: redden(asked, consistently=False), "is another text than its SHA-256"),
     "a red verdict, well wrapped": (lambda asked: redden(asked, consistently=True), "verdict.json: is red: 1 of 3"),
@@ -192,6 +192,11 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
         "1 failed",
     ),
     "a surrogate": (lambda asked: asked["statements"].append("\ud800"), "statement 3 is not JSON"),
+    "a surrogate in a statement that is good otherwise": (
+        lambda asked: asked["statements"].append(asked["statements"].pop()[:-1] + ',"x":"\ud800"}'),
+        "statement 2 is not JSON",
+    ),
+    "a file for an image": (lambda asked: asked.update(image="inputs.lock"), "inputs.lock: is not the one image"),
 }
 
 
@@ -256,6 +261,8 @@ ANSWERS: dict[str, tuple[Spoil, str]] = {
     "no checksums": (lambda read: read["files"].pop("SHA256SUMS"), "other files than were asked for"),
     "other statements": (lambda read: read["files"].update({STATEMENTS: ""}), "is to another request"),
     "statements that are none": (lambda read: read["files"].update({STATEMENTS: "x\n"}), "cannot be read: line 1"),
+    "a surrogate": (lambda read: read["files"].update({STATEMENTS: "\ud800\n"}), "other text than UTF-8"),
+    "a surrogate in checksums": (lambda read: read["files"].update(SHA256SUMS="\ud800\n"), "other text than UTF-8"),
     "other checksums": (
         lambda read: read["files"].update(SHA256SUMS=read["files"]["SHA256SUMS"].replace("a", "b")),
         "does not verify",

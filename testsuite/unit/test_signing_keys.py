@@ -170,6 +170,12 @@ def test_keys_may_overlap_and_either_signs(keys):
     assert [one.state for one in key_states(key_dates(keys.keys), now=now)] == ["in use", "in use"]
 
 
+def test_a_key_within_the_time_of_another_makes_no_gap(keys):
+    long = keys.entry(2026, end="2028-01-01").replace("expires = 2027-06-01", "expires = 2028-06-01")
+    keys.write(long, keys.entry(2027, begin="2027-02-01", end="2027-03-01"), keys.entry(2028))
+    assert len(key_dates(keys.keys)) == 3
+
+
 def faults(folder: Path) -> list[str]:
     with pytest.raises(InputFault) as refused:
         key_dates(folder)
