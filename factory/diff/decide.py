@@ -88,10 +88,12 @@ def source_changes(old: Side, new: Side) -> tuple[SourceChange, ...]:
     if new.sources is None:
         return ()
     before = _source_versions(old)
+    changed = {one.source for one in package_changes(old.packages, new.packages)}
     found = []
     for name, source in sorted(new.sources.items()):
         was = before.get(name, "")
-        if was and compare(was, source.version) != 0:
+        told = name in changed or name in (old.sources or {})  # a binary package's version is only like its source's
+        if was and told and compare(was, source.version) != 0:
             found.append(_source_change(name, was, source))
     return tuple(found)
 

@@ -211,6 +211,11 @@ def test_versions_of_sources_follow_from_packages_where_nothing_else_tells() -> 
     older = replace(OLD, sources=None, packages=(package("libssl3", "3.5.1-1+b2", "openssl"),))
     found = difference(older, NEW).sources
     assert [(one.source, one.old) for one in found] == [("openssl", "3.5.1-1")]
+    same = replace(older, packages=NEW.packages)  # the binary package is numbered otherwise than its source
+    assert (
+        difference(same, replace(NEW, sources={"openssl": Source(version="7+1", entries=(entry("7+1"),))})).sources
+        == ()
+    )
 
 
 def test_files_are_counted_by_class_and_named_when_no_package_explains_them() -> None:
