@@ -19,11 +19,20 @@ from factory.errors import InputFault, NotGood
 from factory.sign.checksums import NAME as SUMS
 from factory.sign.checksums import MalformedSums, parse_sums
 from factory.sign.dsse import LIMIT_BYTES, SUFFIX, Envelope, encoded, envelopes
-from factory.sign.evidence import LOCK, VERDICT, Evidence, images_in, judge, made_before_statements, name_of
+from factory.sign.evidence import (
+    IMAGE_SUFFIX,
+    LOCK,
+    VERDICT,
+    Evidence,
+    images_in,
+    judge,
+    made_before_statements,
+    name_of,
+)
 from factory.sign.keyring import THROW_AWAY_USER_ID, KeyDates, end_of, key_dates
 from factory.sign.openpgp import Home, Key, Signature, public_home
 from factory.sign.strict_json import Malformed
-from factory.system.files import digests
+from factory.system.files import digests, sha256_file
 
 SIGNED_SUFFIXES = (".qcow2", ".tar", ".tar.gz", ".tar.xz", ".tar.zst")
 """Of these kinds are the files with a signature of their own where no provenance names them."""
@@ -192,10 +201,17 @@ class _Inspection:
             elif not _plain_file(path):
                 self._fault(name, "is not a plain file")
             else:
-                found = digests(path)
-                self.sha512[name] = found.sha512
-                if found.sha256 != sha256:
-                    self._fault(name, f"has the SHA-256 {found.sha256}, but {SUMS} says {sha256}")
+                found = self._sha256(path)
+                if found != sha256:
+                    self._fault(name, f"has the SHA-256 {found}, but {SUMS} says {sha256}")
+
+    def _sha256(self, path: Path) -> str:
+        """The digest of a file; that of an image, which provenance names by SHA-512 too, from one reading."""
+        if not path.name.endswith(IMAGE_SUFFIX):
+            return sha256_file(path)
+        found = digests(path)
+        self.sha512[path.name] = found.sha512
+        return found.sha256
 
     def _evidence(self, sums: dict[str, str]) -> Evidence | None:
         """What the statements of this bundle say; nothing where they are not good, or older factories made none."""

@@ -356,3 +356,24 @@ def test_a_night_keeps_its_promises_at_risk_for_the_page(ledger, tmp_path):
     text = page(ledger.run(run.id), None, now=NIGHT)
     assert "Promises to users" in text
     assert "L_latest: is old" in text
+
+
+KEY_ENDS = {
+    "long before": ("2027-11-21T02:00:00+00:00", "365 days more", False),
+    "a month before": ("2026-12-20T02:00:00+00:00", "29 days more", True),
+    "afterwards": ("2026-11-01T02:00:00+00:00", "0 days more", True),
+    "never": (None, "", False),
+}
+
+
+@pytest.mark.parametrize("case", KEY_ENDS)
+def test_a_page_tells_what_is_attested_and_how_long_the_key_signs(case):
+    ends, expected, warned = KEY_ENDS[case]
+    signed = {"fingerprint": "A" * 40, "throw_away_key": False, "signed_at": NIGHT.isoformat(), "files": [], "sums": {}}
+    attested = {"statements": ["https://slsa.dev/provenance/v1"], "key_ends": ends}
+    shown = page(record("published", stage("sign", **signed, **attested)), None, now=NIGHT)
+    assert "https://slsa.dev/provenance/v1" in shown
+    assert not expected or expected in shown
+    assert ("signs until" in shown, "change keys now" in shown) == (bool(expected), warned)
+    older = page(record("published", stage("sign", **signed)), None, now=NIGHT)
+    assert "no provenance" in older
