@@ -51,6 +51,7 @@ class Archive:
     key: SigningKey
     suite: str = "trixie"
     packages: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, content: bytes, *, depends: str = "") -> str:
         """A package file; returns its path."""
@@ -64,6 +65,20 @@ class Archive:
             f"Size: {len(content)}\nSHA256: {digest}\n"
         )
         return path
+
+    def add_source(self, name: str, version: str, **files: bytes) -> None:
+        """A source package; of its files ``dsc`` is called ``NAME_VERSION.dsc``."""
+        folder = f"pool/main/{name[0]}/{name}"
+        (self.root / folder).mkdir(parents=True, exist_ok=True)
+        lines = []
+        for ending, content in files.items():
+            file = f"{name}_{version.partition(':')[2] or version}.{ending.replace('_', '.')}"
+            (self.root / folder / file).write_bytes(content)
+            lines.append(f" {hashlib.sha256(content).hexdigest()} {len(content)} {file}")
+        self.sources[f"{name} {version}"] = (
+            f"Package: {name}\nBinary: {name}, {name}-doc\nVersion: {version}\nDirectory: {folder}\n"
+            "Checksums-Sha256:\n" + "\n".join(lines) + "\n"
+        )
 
     @property
     def index(self) -> bytes:
@@ -92,9 +107,19 @@ class Archive:
         # apt wants the plain file listed too, and never asks for it
         for name, content in (("Packages.xz", index), ("Packages", lzma.decompress(index))):
             lines += [f" {hashlib.sha256(content).hexdigest()} {len(content)} main/binary-amd64/{name}"]
+        lines += self._publish_sources() if self.sources else []
         signed_index = self.root / f"dists/{self.suite}/InRelease"
         signed_index.write_bytes((key or self.key).sign("\n".join(lines) + "\n"))
         os.utime(signed_index, (signed.timestamp(), signed.timestamp()))  # as mirrors keep it: when it was signed
+
+    def _publish_sources(self) -> list[str]:
+        """Write the index of source packages; returns its line in the signed one."""
+        content = lzma.compress("\n".join(self.sources.values()).encode())
+        digest, folder = hashlib.sha256(content).hexdigest(), self.root / f"dists/{self.suite}/main/source"
+        (folder / "by-hash/SHA256").mkdir(parents=True, exist_ok=True)
+        (folder / "by-hash/SHA256" / digest).write_bytes(content)
+        (folder / "Sources.xz").write_bytes(content)
+        return [f" {digest} {len(content)} main/source/Sources.xz"]
 
 
 def _date(time: datetime) -> str:

@@ -87,11 +87,25 @@ def inputs_gc(dry_run: DryRun = False, as_json: Json = False) -> None:
 def inputs_export(
     image: Lock,
     to: Annotated[Path, typer.Option("--out", metavar="DIR|FILE.tar", help="Where to write; must not exist.")],
+    *,
     run: RunId = None,
     store: Store = None,
+    sources: Annotated[
+        bool,
+        typer.Option(
+            "--sources",
+            help="The source packages of what the image installs instead; DIR may exist, and is gone on with.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a run's lock and exactly the files it names to a folder or tar file, for 'factory rebuild --inputs'."""
+    """Write a run's lock and exactly the files it names to a folder or tar file, for 'factory rebuild --inputs'.
+
+    With --sources, fetch the source packages of the image into a folder (exit 1 when the mirrors lack one).
+    """
+    if sources:
+        _export_sources(image, run, to, as_json=as_json)
+        return
     from factory.inputs.export import export_inputs
 
     moved = export_inputs(lock_of(image, run), blobs=store_of(store), to=to, say=saying("inputs"))
@@ -99,6 +113,30 @@ def inputs_export(
         print_json("inputs-export", moved)
         return
     table(("exported", str(moved.place)), ("files", str(moved.files)), ("size", f"{moved.size_bytes / 1e6:.1f} MB"))
+
+
+def _export_sources(image: str, run: str | None, out: Path, *, as_json: bool) -> None:
+    from factory.errors import InputFault
+    from factory.sources import export_sources_of
+
+    if image.endswith(".lock") or "/" in image or out.suffix == ".tar":
+        raise InputFault(
+            "--sources wants an image and a folder", hint="factory inputs export debian13 --sources --out DIR"
+        )
+    here = installation()
+    found = export_sources_of(here.state.run_of(image, run), here=here, out=out, now=clock(), say=saying("inputs"))
+    if as_json:
+        print_json("sources", found)
+    else:
+        for one in found.missing:
+            print(f"missing: {one.name} {one.version} ({', '.join(one.binaries)}): {one.missing}")
+        have = len(found.packages) - len(found.missing)
+        table(
+            ("sources", f"{have} of {len(found.packages)}, {found.size_bytes / 1e6:.1f} MB, in {found.place}"),
+            ("ours", f"{', '.join(found.ours) or 'none'} (in the image's source tarball)"),
+        )
+    if found.missing:
+        raise typer.Exit(1)
 
 
 @inputs_app.command("import")

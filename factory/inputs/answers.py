@@ -171,6 +171,11 @@ class Answers(ABC):
         with self._mutex:
             return self._releases[(repository, folder)]
 
+    def is_packages(self, entry: Input) -> bool:
+        """Whether an answer is a package index of a suite whose signed index was answered."""
+        release, name = self._release_of(entry.repository, unquote(entry.path))
+        return entry.found and release is not None and release.is_packages(name) is not None
+
     def offers(self, packages: Iterable[str], repositories: Iterable[str]) -> tuple[Offer, ...]:
         """What the signed package indexes that were answered offer under these names."""
         wanted, found = frozenset(packages), list[Offer]()

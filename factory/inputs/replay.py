@@ -62,6 +62,11 @@ class Replay(Answers):
         return f"{repository}/{path}"
 
     @property
+    def known(self) -> tuple[Input, ...]:
+        """What the lock names."""
+        return tuple(self._known[key] for key in sorted(self._known))
+
+    @property
     def unasked(self) -> tuple[Input, ...]:
         """What the lock names and nobody asked for."""
         given = {(entry.repository, entry.path) for entry in self.inputs}

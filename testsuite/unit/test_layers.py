@@ -30,7 +30,7 @@ LAYERS = (
         "promises",
         "table",
     },
-    {"watch", "canaries", "diff", "record", "unchanged", "pipeline", "rebuild", "doctor", "installation"},
+    {"watch", "canaries", "diff", "record", "sources", "unchanged", "pipeline", "rebuild", "doctor", "installation"},
     {"cli"},
 )
 MODULES = sorted(ROOT.rglob("*.py"))
