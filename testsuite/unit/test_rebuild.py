@@ -86,7 +86,8 @@ class Made:
         return Recipe(
             description=Description(name="small", line="Small"), tree=self.tree, tree_sha256="", digest="", commit="",
             dirty=False, repositories=(DEBIAN,), mirrors={}, regions=(),
-            keyrings={"debian": self.key.keyring, "tools": self.key.keyring}, region_client=RegionClient(), ntp_servers=(), resolved_at=NOW,
+            keyrings={"debian": self.key.keyring, "tools": self.key.keyring}, region_client=RegionClient(),
+            ntp_servers=(), resolved_at=NOW,
         )  # fmt: skip
 
     def pack(self, manifest: Manifest | None = None, *, signed: bool = True) -> Path:
@@ -121,6 +122,24 @@ def test_an_unsigned_tarball_is_refused(made) -> None:
     with pytest.raises(NotGood, match="is not signed"):
         made.rebuild(made.pack(signed=False))
     assert made.nothing_left()
+
+
+def test_signed_checksums_beside_a_tarball_will_do(made) -> None:
+    """As in a bundle that was signed on another host; what comes next is reached, or not."""
+    tarball = made.pack(made.manifest(tree_sha256="0" * 64), signed=False)
+    sums = tarball.with_name("SHA256SUMS")
+    for digest, expected in (
+        (sha256_file(tarball), "is not the one that its manifest names"),
+        ("0" * 64, "not verify"),
+    ):
+        sums.write_text(f"{digest}  {tarball.name}\n")
+        made.sign(sums)
+        with pytest.raises(NotGood, match=expected):
+            made.rebuild(tarball)
+        assert made.nothing_left()
+    made.sign(sums).write_text(f"{sha256_file(tarball)}  {tarball.name}\n")
+    with pytest.raises(NotGood, match="does not verify"):
+        made.rebuild(tarball)
 
 
 def test_a_tarball_changed_after_it_was_signed_is_refused(made) -> None:
