@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 from factory.build.changelog import Entry
 from factory.build.evidence import CHANGELOGS, Source, changelogs_bytes
 from factory.build.inventory import Inventory, Unit
+from factory.describe import load_site
 from factory.diff import between, of_places
 from factory.diff.decide import difference
 from factory.diff.model import Booted, Change, End, ImageDifference, Side, Socket
@@ -606,3 +607,15 @@ def test_diff_as_people_and_programs_read_it(state: State) -> None:
     unknown = type_diff(state, "nothing")
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert "Traceback" not in unknown.stderr
+
+
+def test_a_site_offers_downloads_for_all_its_clouds(tmp_path: Path) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text('[downloads]\nurl = "https://images.example/dist/"\n')
+    assert [one.downloads for one in load_site(site).targets] == ["https://images.example/dist"]
+    site.write_text(site.read_text() + '[[target]]\ncloud = "one"\n[[target]]\ncloud = "two"\n')
+    assert {one.downloads for one in load_site(site).targets} == {"https://images.example/dist"}
+    site.write_text('[downloads]\nurl = "https://user:secret@images.example/"\n')
+    with pytest.raises(InputFault) as told:
+        load_site(site)
+    assert "secret" not in "\n".join(told.value.lines())

@@ -22,16 +22,18 @@ from packageurl import PackageURL
 
 from factory.build import sbom
 from factory.build.changelog import ENTRIES, TEXT_LONGEST, changelog_text, entries_of, fixes_in
+from factory.build.compare import differences
 from factory.build.contents import Entry, Tree, package_of_file
 from factory.build.deb import files_of_deb
 from factory.build.evidence import changelogs_bytes, coverage, evidence_of, read_changelogs, with_package_files
 from factory.build.inventory import Inventory, Unit, inventory_of, read_inventory, sysctl, units
 from factory.build.licences import Licences, licences_of, spdx_expression
 from factory.build.records import PackageFile, package_files, write_records
+from factory.build.tarball import Manifest
 from factory.errors import BuildError, NotGood
 from factory.inputs.blobs import BlobStore
 from factory.inputs.lock import Input
-from factory.model import Package
+from factory.model import Description, Package
 from factory.system.files import Digests, sha256_file
 
 DEP5 = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n"
@@ -540,3 +542,33 @@ def test_records_name_the_file_that_each_package_came_from(root: Path, tmp_path:
 def test_names_of_package_files_are_read() -> None:
     assert package_of_file("pool/s/small_1%3a1.2%2bb1_amd64.deb") == ("small", "1.2+b1", "amd64")
     assert package_of_file("pool/s/small_1.2.dsc") is None
+
+
+# -- a rebuild compares what was written
+
+
+def manifests(recorded: dict[str, str], made: dict[str, str], *, tool: str = "1") -> tuple[str, ...]:
+    description = Description(name="small", line="Small")
+    common = {"image": "small", "arch": "x86_64", "epoch": 1, "identity": {}, "description": description}
+    common |= {"repositories": (), "recipe_digest": "", "tree_sha256": "", "commit": "", "dirty": False}
+    common |= {"inputs_digest": "", "layers": {}, "size_bytes": 1}
+    old = Manifest(**common, tools={"kiwi": "1"}, results={"small.x86_64.qcow2": "i", **recorded})
+    new = Manifest(**common, tools={"kiwi": tool}, results={"small.x86_64.qcow2": "i", **made})
+    lists = {"files.list": b"{}\n", "packages.json": b'{"packages": []}', "inputs.lock": b"{}\n"}
+    return tuple(f"{one.what} {one.name}" for one in differences(old, new, old=lists, new=lists))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "made", "tool", "differs"),
+    [
+        ({sbom.NAME: "1"}, {sbom.NAME: "1"}, "1", ()),
+        ({sbom.NAME: "1"}, {sbom.NAME: "2"}, "1", (f"result {sbom.NAME}",)),
+        ({"inventory.json": "1"}, {"inventory.json": "2"}, "1", ("result inventory.json",)),
+        ({sbom.NAME: "1"}, {}, "1", (f"result {sbom.NAME}",)),
+        ({}, {sbom.NAME: "1", "inventory.json": "1", "changelogs.json.xz": "1"}, "1", ()),
+        ({sbom.NAME: "1"}, {sbom.NAME: "2"}, "2", ("tool kiwi",)),
+    ],
+)
+def test_a_rebuild_compares_the_bill(recorded: dict, made: dict, tool: str, differs: tuple[str, ...]) -> None:
+    """Tarballs of older factories name none, and a bill names the tools that are compared anyway."""
+    assert manifests(recorded, made, tool=tool) == differs
