@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory import __version__
 from factory.inputs.lock import Input, read_lock
-from factory.model import Artifact, Outcome, Recipe, Verdict
+from factory.model import Artifact, Outcome, Recipe, Repository, Verdict
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -145,10 +145,14 @@ def _external(recipe: Recipe) -> dict[str, Any]:
         "arch": description.arch,
         "builder": description.builder,
         "firmware": description.disk.firmware,
-        "repositories": {
-            one.alias: {"suites": list(one.suites), "components": list(one.components)} for one in recipe.repositories
-        },
+        "repositories": {one.alias: _repository(one, recipe) for one in recipe.repositories},
     }
+
+
+def _repository(one: Repository, recipe: Recipe) -> dict[str, list[str]]:
+    """What is read of a repository, and the keys of which one must have signed it, where ``keys/`` names them."""
+    signers = {"signers": list(recipe.signers[one.alias])} if one.alias in recipe.signers else {}
+    return {"suites": list(one.suites), "components": list(one.components), **signers}
 
 
 def _sources(recipe: Recipe) -> Iterable[ResourceDescriptor]:

@@ -37,6 +37,13 @@ def test_a_release_is_offered_whole_and_once(bundle: Bundle, tmp_path: Path) -> 
     assert (folder / "index.html").stat().st_mtime_ns == written
 
 
+def test_the_page_leads_to_what_is_attested(bundle: Bundle) -> None:
+    attested = dataclasses.replace(bundle, statements=("https://slsa.dev/provenance/v1",))
+    named = f'href="{bundle.artifact.path.name}.intoto.jsonl"'
+    assert named in index_page(attested, NAME, metadata(bundle, Target()))
+    assert named not in index_page(bundle, NAME, metadata(bundle, Target()))
+
+
 def test_what_a_killed_run_left_is_replaced(bundle: Bundle, tmp_path: Path) -> None:
     left = tmp_path / "dist" / "Standard_Debian_13" / f".{NAME}.part"
     left.mkdir(parents=True)

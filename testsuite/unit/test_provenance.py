@@ -38,7 +38,7 @@ from factory.sign.checksums import parse_sums, sums_text
 from factory.sign.dsse import PAYLOAD_TYPE, encoded, envelopes, line
 from factory.sign.evidence import judge
 from factory.sign.openpgp import own_home
-from factory.sign.statements import PROVENANCE, TEST_RESULT
+from factory.sign.statements import PROVENANCE, TEST_RESULT, provenance
 from factory.sign.strict_json import Malformed
 from factory.sign.verify import verify_file
 from factory.system.state import State
@@ -141,6 +141,20 @@ def test_the_provenance_says_how_the_image_was_made(bundle):
         "startedOn": "2026-11-21T02:00:00Z",
         "finishedOn": "2026-11-21T02:03:13Z",
     }
+
+
+def test_the_provenance_names_who_must_have_signed_the_indexes(bundle):
+    recipe = replace(bundle.artifact.recipe, signers={"debian": ("A" * 40, "B" * 40)})
+    made = provenance(
+        replace(bundle.artifact, recipe=recipe),
+        run_id="x",
+        built={IMAGE: "0" * 64},
+        lock=bundle.artifact.lock,
+        detached=(),
+        builder_id="",
+    )
+    repositories = definition(json.loads(made))["externalParameters"]["repositories"]
+    assert repositories["debian"]["signers"] == ["A" * 40, "B" * 40]
 
 
 def test_the_test_result_says_what_the_verdict_says(bundle):
