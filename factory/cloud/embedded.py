@@ -129,16 +129,18 @@ def env(folder: Path, *, cloud: str = PUBLISHER) -> str:
 
 def _up(layout: Layout, say: Say) -> CloudAccess:
     _require_programs()
-    if not layout.settings.exists():
-        _make_data(layout, say)
-    settings = _read_settings(layout)
-    _write_configuration(layout, layout.data, settings)
-    starting = [name for name in _SERVICES if not _healthy(layout, settings, name)]
-    if starting:
-        say(f"embedded cloud: starting {' and '.join(starting)}")
-    for name in starting:
-        daemon.end(layout.mark(name))
-        _start(layout, settings, name)
+    with contextlib.ExitStack() as ports:
+        if not layout.settings.exists():
+            _make_data(layout, say, ports)
+        settings = _read_settings(layout)
+        _write_configuration(layout, layout.data, settings)
+        starting = [name for name in _SERVICES if not _healthy(layout, settings, name)]
+        if starting:
+            say(f"embedded cloud: starting {' and '.join(starting)}")
+        ports.close()
+        for name in starting:
+            daemon.end(layout.mark(name))
+            _start(layout, settings, name)
     _await_answer(layout, settings, "keystone")
     if not layout.registered.exists():
         say("embedded cloud: making users, roles and endpoints")
@@ -160,8 +162,11 @@ def _require_programs() -> None:
             ) from None
 
 
-def _make_data(layout: Layout, say: Say) -> None:
-    """Databases, token keys and settings, under a temporary name until the last of them is there."""
+def _make_data(layout: Layout, say: Say, ports: contextlib.ExitStack) -> None:
+    """Databases, token keys and settings, under a temporary name until the last of them is there.
+
+    The ports that are chosen here stay taken until ``ports`` is closed: another cloud may be made at the same time.
+    """
     free = free_bytes(layout.folder)
     if free < _NEEDED_BYTES:
         raise CloudError(
@@ -173,7 +178,8 @@ def _make_data(layout: Layout, say: Say) -> None:
     for name in _SERVICES:  # of an earlier cloud whose data was removed
         daemon.end(layout.mark(name))
     remove(layout.images)
-    settings = new_settings(_free_port(IDENTITY_PORT), _free_port(IMAGE_PORT))
+    keystone, glance = (ports.enter_context(_taken(first)) for first in (IDENTITY_PORT, IMAGE_PORT))
+    settings = new_settings(keystone.getsockname()[1], glance.getsockname()[1])
     with appearing(layout.data) as data:
         data.mkdir(mode=0o700)
         write_whole(data / "settings.json", settings.text(), mode=0o600)
@@ -300,12 +306,19 @@ def _listening(port: int, name: str) -> Iterator[socket.socket]:
         yield listener
 
 
-def _free_port(first: int) -> int:
+def _taken(first: int) -> socket.socket:
+    """A free port, bound and not listened to; nobody else is given it while the socket is open.
+
+    Without SO_REUSEADDR, with which Linux gives a port that is not listened to twice.
+    """
     for port in range(first, first + _PORTS_TRIED):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe = socket.socket()
+        try:
             probe.bind((HOST, port))
-            return port
+        except OSError:
+            probe.close()
+        else:
+            return probe
     raise CloudError(f"all ports from {first} to {first + _PORTS_TRIED - 1} are taken on {HOST}")
 
 

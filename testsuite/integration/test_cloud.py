@@ -76,6 +76,26 @@ def test_a_first_up_killed_at_any_moment_is_started_afresh(folder: Path) -> None
     assert not partial.exists()
 
 
+@pytest.mark.slow
+def test_two_clouds_that_are_made_in_the_same_moment_have_ports_of_their_own(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    made: dict[Path, cloud.CloudAccess] = {}
+    threads = [
+        threading.Thread(target=lambda folder=folder: made.update({folder: cloud.up(folder, say=silent)}))
+        for folder in folders
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(made) == set(folders)
+        assert len({url for one in made.values() for url in (one.auth_url, one.image_url)}) == 4
+    finally:
+        for folder in folders:
+            cloud.down(folder)
+
+
 def test_the_ordinary_clients_work_with_what_env_prints(access: cloud.CloudAccess) -> None:
     assert "Name" in client(access, "glance image-list")
     assert client(access, "openstack image list -f json").strip() == "[]"
