@@ -113,7 +113,8 @@ class Home:
                 raise SignError(f"'{file}' holds a private key", hint="give public keys only; move the file away")
             done = self.gpg("--import", stdin=content, check=False)
             if "[GNUPG:] IMPORT_OK " not in done.stdout:
-                raise SignError(f"'{file}' holds no OpenPGP public key", facts=_said(done))
+                hint = "GnuPG takes no key that was made in the future; is this host's clock right?"
+                raise SignError(f"'{file}' holds no OpenPGP public key", facts=_said(done), hint=hint)
 
     def export(self, fingerprint: str) -> str:
         """The public key, ASCII-armoured (RFC 9580 section 6)."""

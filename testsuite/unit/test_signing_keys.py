@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from factory.sign.request import seal
 from factory.sign.verify import verify_signatures
 from factory.system.state import State
 from testsuite import samples
+from testsuite.conftest import FACTORY
 from testsuite.signing import Place, make_key
 
 YEARS = (2026, 2027, 2028)
@@ -330,3 +332,26 @@ def test_the_site_signs_with_a_key_that_is_in_use(keys):
         assert [one.grave for one in found] == [True]
         assert says in found[0].says
     assert examine_keys(keys.keys, now=now, signing=keys.fingerprints[2028])[1] == ()
+
+
+def test_the_command_tells_what_is_wrong_and_exits_so(keys, tmp_path):
+    """Typed, on any day: the file of the first key is none."""
+    (keys.root / "descriptions").mkdir()
+
+    def typed(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [FACTORY, "--project", keys.root, "--state", tmp_path / "state", "keys", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    listed = typed("list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    states = json.loads(listed.stdout)["value"]["states"]
+    assert [one["fingerprint"] for one in states] == [*keys.fingerprints.values()]
+    (keys.keys / "2026.asc").write_text("hello")
+    keys.write(keys.entry(2026))
+    wrong = typed("check")
+    assert wrong.returncode == 1
+    assert f"FAULT   {keys.fingerprints[2026]}: " in wrong.stdout
+    assert "holds no OpenPGP public key" in wrong.stdout
+    keys.write(keys.entry(2026), keys.entry(2028))
+    gap = typed("check")
+    assert (gap.returncode, "no key is in use from 2027-01-01 to 2028-01-01" in gap.stderr) == (2, True)
