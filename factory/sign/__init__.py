@@ -138,7 +138,11 @@ def attach(
     expect_answer(sealed, request)
     with appearing(run.path / "bundle") as folder:
         _fill(folder, parts, sealed.files)
-        found = verify_signatures(folder, keys=keys, trusted=trusted, now=now)
+        try:
+            found = verify_signatures(folder, keys=keys, trusted=trusted, now=now)
+        except NotGood as bad:
+            hint = "is the signer's key in keys/keys.toml, and in use? Then write the request again"
+            raise NotGood("the bundle does not verify with this answer", facts=bad.facts, hint=hint) from None
         files = tuple(sorted(path.name for path in folder.iterdir()))
     ends = min((one.key_ends for one in found.signatures if one.key_ends is not None), default=None)
     say(f"{len(files)} files in {run.path / 'bundle'}, signed elsewhere with {found.fingerprint}")
