@@ -47,7 +47,7 @@ Say = Callable[[str], None]
 class SourcePackage:
     """One source package: the image's packages that come of it, and its files by name below ``folder``.
 
-    ``missing`` says why it could not be had; it has no files then.
+    ``missing`` says what of it could not be had.
     """
 
     name: str
@@ -256,15 +256,15 @@ def _fetch_all(listed: list[SourcePackage], at: Mirrors, out: Path, say: Say) ->
     """Fetch every file that is not there yet; what the mirror does not have makes its source a missing one."""
 
     def one(number: int) -> SourcePackage:
-        package = listed[number]
+        package, gone = listed[number], []
         for file in package.files:
             path = quote(file.address, safe="/~:+")
             wanted = replace(file, address=at.recorder.address(package.repository, path))
             target = out / package.folder / file.name
             target.parent.mkdir(exist_ok=True)
             if not fetch(wanted, target, at.upstream):
-                return replace(package, missing=f"the mirror has no '{file.name}' any more")
-        return package
+                gone.append(f"'{file.name}'")
+        return replace(package, missing=f"the mirror has no {', '.join(gone)} any more") if gone else package
 
     with ThreadPoolExecutor(max_workers=_FETCHERS) as pool:
         for number, package in enumerate(pool.map(one, range(len(listed)))):

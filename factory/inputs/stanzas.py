@@ -93,7 +93,7 @@ def _offer(repository: str, fields: Mapping[str, str]) -> Offer:
         sha256=fields["SHA256"],
         source=source,
         source_version=source_version,
-        built_using=tuple(sorted(set(re.findall(r"(\S+) \(= ([^)]+)\)", used)))),
+        built_using=tuple(sorted(set(re.findall(r"([a-z0-9][a-z0-9+.-]+) \(= ([^)]+)\)", used)))),
     )
 
 

@@ -225,7 +225,7 @@ def test_a_packages_records_are_read_however_they_are_packed(tmp_path: Path, pac
 
 STANZAS = Stanzas(
     b"Package: a\nVersion: 1\nArchitecture: amd64\nSource: src (0.9)\nDescription: first\n more: text\n"
-    b"Built-Using: gcc (= 12-1), glibc (= 2.4)\nFilename: pool/a_1.deb\nSHA256: 11\n\n"
+    b"Built-Using: gcc (= 12-1),rust-c++ (= 2.4), no version\nFilename: pool/a_1.deb\nSHA256: 11\n\n"
     b"Package: ab\nVersion: 5\nFilename: pool/ab.deb\nSHA256: 22\n\n"
     b"Version: 2\nPackage: a\nFilename: pool/a_2.deb\nSHA256: 33\n\nPackage: a\nVersion: 3\n"
 )
@@ -240,7 +240,7 @@ def test_stanzas_are_found_by_name() -> None:
 def test_an_offer_has_a_file_and_a_digest() -> None:
     first, second = offers("debian", [STANZAS], ["a", "nonesuch"])
     assert (first.path, first.source, first.source_version) == ("pool/a_1.deb", "src", "0.9")
-    assert first.built_using == (("gcc", "12-1"), ("glibc", "2.4"))
+    assert first.built_using == (("gcc", "12-1"), ("rust-c++", "2.4"))
     assert (second.path, second.source, second.source_version) == ("pool/a_2.deb", "a", "2")
 
 

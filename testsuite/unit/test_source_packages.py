@@ -158,6 +158,8 @@ def test_what_is_gone_from_the_mirror_is_told_by_name(place, gone) -> None:
     found = place.export()
     assert [(one.name, one.version, one.missing) for one in found.missing] == [("greetings", "1:0.9", says)]
     assert (place.folder / "out/gcc_12/gcc_12.dsc").is_file()
+    big = place.folder / "out/greetings_1%3A0.9/greetings_0.9.orig.tar.xz"
+    assert big.is_file() is (gone == "files")
     listed = json.loads((place.folder / "out/sources.json").read_text())
     assert [one.get("missing") for one in listed["sources"]] == [None, says]
 
