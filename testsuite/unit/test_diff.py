@@ -432,6 +432,7 @@ def test_a_damaged_tarball_is_told(tmp_path: Path) -> None:
 def test_images_are_named_by_run_image_or_place(state: State, tmp_path: Path) -> None:
     first = a_run(state, "20261119-020000", OLD)
     second = a_run(state, "20261120-020000", NEW, digest="2" * 64)
+    a_run(state, "20261120-120000", OLD, published=False)
     red = a_run(state, "20261121-020000", OLD, published=False)
 
     def ends(*names: str) -> tuple[str, str]:
