@@ -35,6 +35,7 @@ _INSIDE = Path(__file__).parent / "inside"
 _START_S = 30
 _GIB = 1 << 30
 _SPARE_BYTES = 2 * _GIB
+_UMASK = 0o022
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +63,13 @@ class Box:
         stdin: bytes | None = None,
     ) -> Completed:
         """Run a program in the box to its end; see :func:`factory.system.run.run`."""
-        return run(self.inside(argv), log=log, env=_environment(env), timeout_s=timeout_s, stdin=stdin)
+        return run(self.inside(argv), log=log, env=_environment(env), timeout_s=timeout_s, stdin=stdin, umask=_UMASK)
 
     def running(
         self, argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None
     ) -> contextlib.AbstractContextManager[Popen[bytes]]:
         """A program that runs in the box for the length of the block."""
-        return running(self.inside(argv), log=log, env=_environment(env))
+        return running(self.inside(argv), log=log, env=_environment(env), umask=_UMASK)
 
     def seen(self, path: Path) -> Path:
         """A path of the box as we can open it; follow no links there, they lead into our own root."""

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -58,10 +59,14 @@ class ToolsTree:
 
     def version(self, package: str) -> str:
         """The version of a package in it, by its file's name; empty when it is not in it."""
-        for name in packages_only(self.inputs):
-            words = name.removesuffix(".tar.gz").replace("-", "_").split("_")
-            if words[0] == package:
-                return words[1]
+        for name, entry in packages_only(self.inputs).items():
+            if entry.repository == TOOLS:
+                found, version = (unquote(word) for word in name.split("_")[:2])
+            else:
+                found, _, rest = name.removesuffix(".tar.gz").partition("-")
+                version = rest.partition("-")[0]
+            if found == package:
+                return version
         return ""
 
 

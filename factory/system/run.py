@@ -60,6 +60,7 @@ def run(
     stdin: bytes | None = None,
     check: bool = True,
     pass_fds: Sequence[int] = (),
+    umask: int = -1,
 ) -> Completed:
     """Run a program to its end.
 
@@ -69,6 +70,7 @@ def run(
         env: added to the clean environment (:data:`ENVIRONMENT`); nothing is inherited.
         stdin: bytes for its standard input, else empty.
         check: raise when its status is not 0.
+        umask: of the program; ours by default.
 
     Raises:
         CommandFailed: not found, status not 0, ended by a signal, or too slow; names command, status, log, last lines.
@@ -88,6 +90,7 @@ def run(
             env={**ENVIRONMENT, **(env or {})},
             pass_fds=tuple(pass_fds),
             start_new_session=True,
+            umask=umask,
         )
         try:
             out, err = process.communicate(stdin, timeout=timeout_s)
@@ -145,6 +148,7 @@ def running(
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     grace_s: float = 5.0,
+    umask: int = -1,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A program that runs beside us for the length of the block; its whole process group ends with the block."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +162,7 @@ def running(
             env={**ENVIRONMENT, **(env or {})},
             pass_fds=tuple(pass_fds),
             start_new_session=True,
+            umask=umask,
         )
     try:
         yield process

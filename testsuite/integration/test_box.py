@@ -100,7 +100,7 @@ def test_the_hosts_own_services_do_not_answer(a_box: Box) -> None:
     assert "refused" in str(failed.value.facts)
 
 
-HOSTS_OWN = ("/etc/machine-id", "/etc/fstab", "/etc/shadow", "/root/.bashrc", "/var/lib/dpkg/info", "/opt")
+HOSTS_OWN = ("/etc/machine-id", "/etc/fstab", "/etc/shadow", "/root/.bashrc", "/var/lib/dpkg/info/bash.list", "/opt")
 
 
 def test_no_path_of_the_host_is_seen(a_box: Box, tmp_path: Path, tools: ToolsTree) -> None:
@@ -145,6 +145,11 @@ def test_the_hosts_settings_are_no_inputs(a_box: Box) -> None:
     assert a_box.run(["cat", "/etc/hosts"]).stdout == "127.0.0.1 localhost\n::1 localhost\n"
     assert a_box.run(["hostname"]).stdout == "localhost\n"
     assert a_box.run(["find", "/etc/apt", "-type", "f"]).stdout == ""
+    before = os.umask(0o077)
+    try:
+        assert a_box.run(["sh", "-c", "umask"]).stdout == "0022\n"
+    finally:
+        os.umask(before)
     environment = a_box.run(["env"]).stdout
     assert "proxy" not in environment.lower()
     assert f"PATH={PLACE}/bin:" in environment

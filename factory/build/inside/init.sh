@@ -6,6 +6,7 @@
 # Mounts what a builder may see below the new root, makes that the root and drops the host's, tells its PID (as seen
 # from outside) on the descriptor, then waits for its end. Everything above the line is done by the host's programs.
 set -eu
+umask 022
 report=$1 root=$2 description=$3 size=$4 folder=$5 standins=$6 mark=$7
 place=/run/factory
 
