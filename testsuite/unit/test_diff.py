@@ -27,12 +27,12 @@ from factory.describe import load_site
 from factory.diff import between, of_places
 from factory.diff.decide import difference
 from factory.diff.model import Booted, Change, End, ImageDifference, Side, Socket
-from factory.diff.note import SCHEMA, write_notes
+from factory.diff.note import SCHEMA, difference_text, write_notes
 from factory.diff.read import read_side
 from factory.diff.text import lines, marked, release_note, safe
 from factory.diff.versions import compare, of_source
 from factory.errors import InputFault, NotGood
-from factory.ledger import detail_of
+from factory.ledger import RunRecord, StageRecord, detail_of
 from factory.model import (
     BOOTED,
     DIFFERENCE,
@@ -43,6 +43,7 @@ from factory.model import (
     Rotations,
     Target,
 )
+from factory.report.page import page
 from factory.store.directory import publish_directory
 from factory.store.metadata import release_properties
 from factory.system.files import sha256_file
@@ -531,13 +532,11 @@ def test_an_earlier_image_that_cannot_be_read_stops_no_note(state: State) -> Non
     assert "not compared with the image before" in said[0]
 
 
-def noted(folder: Path) -> Bundle:
+def noted(folder: Path, new: Side = NEW) -> Bundle:
     """A bundle with a release note."""
     made = make_bundle(folder, data_bytes=4096)
-    found = difference(OLD, NEW)
+    found = difference(OLD, new)
     (folder / RELEASE_NOTE).write_text(release_note(found, found.new, line="L") + "\n<script>")
-    from factory.diff.note import difference_text
-
     (folder / DIFFERENCE).write_text(difference_text(found))
     return replace(made, files=(*made.files, RELEASE_NOTE, DIFFERENCE))
 
@@ -560,6 +559,41 @@ def test_the_ledger_keeps_what_the_page_shows(tmp_path: Path) -> None:
     assert "entries" not in found["sources"][0]
     assert len(found["packages"]) == 5
     assert detail_of(make_bundle(tmp_path / "other", data_bytes=4096))["difference"] is None
+
+
+def test_the_report_shows_what_changed_and_links_the_bill(tmp_path: Path) -> None:
+    nasty = replace(NEW, packages=(*NEW.packages, package("<script>x", "1\u202e")))
+    bundle = noted(tmp_path / "bundle", nasty)
+    artifact = replace(bundle.artifact, sbom=tmp_path / "sbom.cdx.json", licences={"spdx": 1, "prose": 1})
+    at = datetime(2026, 11, 21, tzinfo=UTC)
+    stages = tuple(
+        StageRecord(stage=name, outcome="done", started_at=at, seconds=1.0, detail=detail_of(value))
+        for name, value in (("build", artifact), ("sign", bundle))
+    )
+    run = RunRecord(
+        id="20261121-020000-small",
+        image="small",
+        line="L",
+        started_at=at,
+        ended_at=at,
+        outcome="published",
+        stages=stages,
+    )
+    text = page(run, None, now=at)
+    for expected in ("since the last published image, old", "CVE-2026-0001", "udp 68: not there", "bash (downgraded)"):
+        assert expected in text
+    assert 'href="sbom.cdx.json"' in text
+    assert "1 by SPDX names" in text
+    assert "<script" not in text
+    assert "\u202e" not in text
+
+
+def test_the_first_files_are_enough_for_a_page(tmp_path: Path) -> None:
+    many = {f"/{number}": file(f"/{number}", package="generated") for number in range(500)}
+    bundle = noted(tmp_path / "bundle", replace(NEW, files=many))
+    files = json.loads((bundle.directory / DIFFERENCE).read_text())["value"]["files"]
+    assert (len(files["unexplained"]), files["left_out"]) == (400, 101)  # and /etc/x, which is gone
+    assert len(detail_of(bundle)["difference"]["files"]["unexplained"]) == 40
 
 
 def test_a_description_leads_to_the_release_where_the_site_offers_downloads(tmp_path: Path) -> None:
