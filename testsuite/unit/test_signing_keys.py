@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -18,11 +19,14 @@ from factory.doctor import signing_keys
 from factory.errors import InputFault, NotGood, SignError
 from factory.installation import Installation
 from factory.model import Signing, Site
+from factory.sign import sign
 from factory.sign.calendar import ending, examine_keys, key_states
+from factory.sign.dsse import encoded, envelopes
 from factory.sign.keyring import key_dates
 from factory.sign.openpgp import own_home
-from factory.sign.request import seal
+from factory.sign.request import SigningRequest, seal
 from factory.sign.verify import verify_signatures
+from factory.system.files import sha256_file
 from factory.system.state import State
 from testsuite import samples
 from testsuite.conftest import FACTORY
@@ -142,9 +146,6 @@ def test_a_late_statement_among_timely_signatures_is_refused(keys):
     keys.write_known(late)
     bundle = old.sign(signing=old.signing, now=late - timedelta(days=1))
     name = "debian13.qcow2.intoto.jsonl"
-    from factory.sign.dsse import envelopes
-    from factory.sign.request import SigningRequest
-
     payloads = tuple(one.payload.decode() for one in envelopes((bundle.directory / name).read_bytes()))
     sums = bundle.directory / "SHA256SUMS"
     digests = {line[66:]: line[:64] for line in sums.read_text().splitlines() if not line.endswith(name)}
@@ -176,6 +177,33 @@ def test_a_key_within_the_time_of_another_makes_no_gap(keys):
     long = keys.entry(2026, end="2028-01-01").replace("expires = 2027-06-01", "expires = 2028-06-01")
     keys.write(long, keys.entry(2027, begin="2027-02-01", end="2027-03-01"), keys.entry(2028))
     assert len(key_dates(keys.keys)) == 3
+
+
+def test_a_statement_may_carry_the_signatures_of_two_keys_in_use(keys):
+    keys.write(keys.entry(2026, end="2027-02-01"), keys.entry(2027))
+    now, (old, new) = at("2027-01-15T02:00"), (keys.place(2026), keys.place(2027))
+    folder = old.sign(signing=old.signing, now=now).directory
+    path, sums = folder / "debian13.qcow2.intoto.jsonl", folder / "SHA256SUMS"
+    with own_home(new.gnupg_home, now=now, log=keys.root / "log") as home:
+        first, *others = path.read_text().splitlines(keepends=True)
+        envelope = json.loads(first)
+        made = home.sign_bytes(
+            encoded(base64.b64decode(envelope["payload"])), fingerprint=new.fingerprint, what="a test"
+        )
+        envelope["signatures"].append({"keyid": new.fingerprint, "sig": base64.b64encode(made).decode()})
+        before = sha256_file(path)
+        path.write_text("".join([json.dumps(envelope) + "\n", *others]))
+        sums.write_text(sums.read_text().replace(before, sha256_file(path)))
+        by = {"fingerprint": new.fingerprint, "what": "a test", "armor": True}
+        (folder / "SHA256SUMS.asc").write_bytes(home.sign_bytes(sums.read_bytes(), **by))
+    found = old.verify(folder, now=now)
+    assert [one.fingerprint for one in found.signatures if one.file.endswith(":1")] == [
+        old.fingerprint,
+        new.fingerprint,
+    ]
+    keys.write_known(now)  # without the overlap the old one's is too late, and the new one's does not help
+    with pytest.raises(NotGood, match="does not verify"):
+        old.verify(folder, now=now)
 
 
 def faults(folder: Path) -> list[str]:
@@ -261,8 +289,6 @@ def test_the_sign_stage_says_that_its_key_ends_soon(keys):
     keys.write_known(now)
     run = place.state.new_run("debian13", now)
     image = samples.artifact(run, built_at=now - timedelta(minutes=10))
-    from factory.sign import sign
-
     by = {"state": place.state, "signing": place.signing, "keys": place.keys}
     sign(image, samples.verdict(image), run=run, now=now, say=said.append, **by)
     assert [line for line in said if "warning" in line] == [
