@@ -171,6 +171,18 @@ ASKED = Asked(cloud="lab", flavor="m1.big")
             "'lab' could not connect the server to its network",
             "'network' in [sandbox]",
         ),
+        (
+            "Unable to complete operation on network 7285. There are one or more ports still in use on the network.",
+            409,
+            "'lab' still uses what was to be deleted",
+            "factory sandbox sweep",
+        ),
+        (
+            "Fixed IP address 192.0.2.7 is already in use on instance 1 of the network.",
+            409,
+            "'lab' could not connect the server to its network",
+            "'network' in [sandbox]",
+        ),
         ("Image 1 is unacceptable: bad data", 0, "'lab' could not make a disk from the image", "metadata"),
         ("Exceeded maximum number of retries.", 0, "'lab' could not build the server", "operator"),
         ("Policy doesn't allow it", 403, "'lab' does not let this user do that", "member role"),
