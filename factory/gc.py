@@ -3,7 +3,8 @@
 
 What stays whole: an image's newest runs, its newest built one, and those whose image is ``_latest`` or ``_prev``. An
 older run is thinned: its records, logs and report stay, its tree and images go. Much older runs go altogether. A blob
-stays while a whole run's ``inputs.lock`` names it, and for a while after it was recorded.
+stays while a whole run's ``inputs.lock`` names it, and for a while after it was recorded; a tools tree stays while a
+whole run was built with it, and for a while after it was used.
 
 The plan is made from a listing and nothing else. A run is taken away under its image's lock, by one rename; what a
 crash leaves of that is removed by the next collection.
@@ -51,6 +52,7 @@ class RunFolder:
     image_ids: frozenset[str] = frozenset()
     current_ids: frozenset[str] = frozenset()
     blobs: frozenset[str] | None = frozenset()
+    tools: str = ""
     bulk_bytes: int = 0
     rest_bytes: int = 0
 
@@ -70,10 +72,11 @@ class Blob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What is in the state folder."""
+    """What is in the state folder; ``trees`` are of tools, and what crashes left of making them."""
 
     runs: tuple[RunFolder, ...]
     blobs: tuple[Blob, ...]
+    trees: tuple[Blob, ...] = ()
     gone: tuple[Path, ...] = ()
 
 
@@ -163,7 +166,8 @@ def plan_gc(
         kept = [one for number, one in enumerate(runs) if _stays_whole(one, number, runs, limits, current)]
         whole += kept
         removals += (_run_removal(one, runs.index(one), limits) for one in runs if one not in kept)
-    return (*(one for one in removals if one.size_bytes or one.kind != "bulk"), *_blobs(listing, whole, now, limits))
+    bulk = (one for one in removals if one.size_bytes or one.kind != "bulk")
+    return (*bulk, *_blobs(listing, whole, now, limits), *_trees(listing, whole, now, limits))
 
 
 def _stays_whole(one: RunFolder, number: int, runs: list[RunFolder], limits: Limits, current: frozenset[str]) -> bool:
@@ -196,6 +200,18 @@ def _blobs(listing: Listing, whole: list[RunFolder], now: datetime, limits: Limi
             yield Removal(kind="blob", path=blob.path, why=why, size_bytes=blob.size_bytes)
 
 
+def _trees(listing: Listing, whole: list[RunFolder], now: datetime, limits: Limits) -> Iterator[Removal]:
+    needed = {one.tools for one in whole}
+    readable = all(one.blobs is not None for one in whole)
+    for tree in listing.trees:
+        days = _TEMPORARY_DAYS if tree.temporary else limits.blob_days
+        if now - tree.changed_at <= timedelta(days=days):
+            continue
+        if tree.temporary or (readable and tree.path.name not in needed):
+            why = "half made" if tree.temporary else f"no kept run was built with it, for {days} days"
+            yield Removal(kind="tools", path=tree.path, why=f"tools tree: {why}", size_bytes=tree.size_bytes)
+
+
 # -- looking ----------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +223,7 @@ def look(state: State) -> Listing:
     return Listing(
         runs=tuple(_run_folder(run, current=run.id in newest) for run in runs),
         blobs=tuple(_blob_files(state.blobs)),
+        trees=tuple(_tool_trees(state.tools)),
         gone=tuple(sorted(state.runs.glob(f"{_GONE}*"))) if state.runs.is_dir() else (),
     )
 
@@ -223,6 +240,7 @@ def _newest_rotated(runs: Iterable[Run]) -> set[str]:
 def _run_folder(run: Run, *, current: bool) -> RunFolder:
     bulk, rest = _sizes(run.path)
     ids, current_ids, blobs = frozenset[str](), frozenset[str](), None if run.has("build") else frozenset[str]()
+    tools = ""
     with contextlib.suppress(FactoryError):
         if run.has("publish"):
             ids = frozenset(one.image_id for one in run.read("publish", Publication).releases)
@@ -231,13 +249,16 @@ def _run_folder(run: Run, *, current: bool) -> RunFolder:
             current_ids = frozenset(name for one in rotations for name in (one.latest, one.prev) if name)
     with contextlib.suppress(FactoryError, OSError, json.JSONDecodeError):
         if run.has("build"):
-            blobs = frozenset(one.sha512 for one in read_lock(run.read("build", Artifact).lock) if one.sha512)
+            artifact = run.read("build", Artifact)
+            tools = artifact.tools.get("tools-tree", "")
+            blobs = frozenset(one.sha512 for one in read_lock(artifact.lock) if one.sha512)
     return RunFolder(
         run=run,
         built=run.has("build"),
         image_ids=ids,
         current_ids=current_ids,
         blobs=blobs,
+        tools=tools,
         bulk_bytes=bulk,
         rest_bytes=rest,
     )
@@ -269,6 +290,14 @@ def _blob_files(folder: Path) -> Iterator[Blob]:
             yield Blob(path=path, size_bytes=status.st_blocks * 512, changed_at=utc(status.st_mtime))
 
 
+def _tool_trees(folder: Path) -> Iterator[Blob]:
+    """Trees and what is half one; used last when their folder was touched last."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            size_bytes = sum(one.lstat().st_blocks * 512 for one in path.rglob("*"))
+            yield Blob(path=path, size_bytes=size_bytes, changed_at=utc(path.stat().st_mtime))
+
+
 # -- acting -----------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +306,11 @@ def _apply(plan: tuple[Removal, ...], state: State) -> tuple[tuple[Removal, str]
     for one in plan:
         if one.kind == "gone":
             remove(one.path)
+        elif one.kind == "tools":
+            aside = one.path.with_name(f".{one.path.name.lstrip('.')}.gone")
+            remove(aside)
+            one.path.rename(aside)  # never half a tree under its name
+            remove(aside)
         elif one.kind in {"bulk", "run"}:
             try:
                 with exclusive(_lock(state, one.image), what=f"image {one.image}"):

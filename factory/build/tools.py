@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -209,6 +210,7 @@ def _tree(entries: tuple[Input, ...], *, folder: Path, store: BlobStore, epoch: 
             if not place.is_dir():  # somebody made it while we waited
                 say(f"making the tools tree {digest[:12]} from {len(files)} packages")
                 _make(place, {name: _verified(store, entry) for name, entry in files.items()})
+    os.utime(place)  # 'factory gc' leaves alone what was used lately
     return ToolsTree(path=place, digest=digest, epoch=epoch, inputs=entries)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from factory.errors import FactoryError
 from factory.gc import Blob, Limits, Listing, RunFolder, collect, collect_blobs, expect_space, look, plan_gc
 from factory.inputs.lock import Input, write_lock
-from factory.model import Bundle, Publication, Rotations
+from factory.model import Artifact, Bundle, Publication, Rotations
 from factory.system.lock import exclusive
 from factory.system.state import Run, State
 from testsuite import samples
@@ -108,6 +108,23 @@ def test_blobs_that_go(case):
     runs, blobs, expected = BLOBS[case]
     plan = plan_gc(Listing(runs=tuple(runs), blobs=tuple(blobs)), now=NOW, limits=LIMITS)
     assert [one.path.name for one in plan if one.kind == "blob"] == expected
+
+
+TREES = {
+    "a kept run was built with it": ([folder(1, tools="aa")], [blob("aa", 99)], []),
+    "nobody's": ([folder(1, tools="bb")], [blob("aa", 15)], ["aa"]),
+    "nobody's, but used lately": ([folder(1)], [blob("aa", 13)], []),
+    "of a run that goes": ([folder(1, tools="aa"), folder(2), folder(3)], [blob("aa", 15)], ["aa"]),
+    "a kept run cannot be read": ([folder(1, blobs=None)], [blob("aa", 99), blob(".aa.part", 2)], [".aa.part"]),
+    "being made": ([], [blob(".aa.part", 0.5)], []),
+}
+
+
+@pytest.mark.parametrize("case", TREES)
+def test_tools_trees_that_go(case):
+    runs, trees, expected = TREES[case]
+    plan = plan_gc(Listing(runs=tuple(runs), blobs=(), trees=tuple(trees)), now=NOW, limits=LIMITS)
+    assert [one.path.name for one in plan if one.kind == "tools"] == expected
 
 
 # -- in a real folder -------------------------------------------------------------------------------------------------
@@ -237,3 +254,19 @@ def test_missing_space_is_told_with_how_much(state):
     assert "GiB of free space are missing" in told.value.message
     assert "factory gc" in told.value.hint
     assert dict(told.value.facts)["where"] == str(state.path)
+
+
+def test_a_tools_tree_goes_whole_and_frees_what_it_took(state):
+    kept, gone = state.tools / ("a" * 64), state.tools / ("b" * 64)
+    run = night(state, 20)
+    made = run.read("build", Artifact)
+    run.write("build", replace(made, tools={**made.tools, "tools-tree": kept.name}))
+    for tree in (kept, gone, state.tools / ".x.part"):
+        (tree / "usr").mkdir(parents=True)
+        (tree / "usr" / "file").write_bytes(bytes(70_000))
+        os.utime(tree, (0, 0))
+    (state.tools / "found-1.json").write_text("[]")
+    done = collect(state, now=NOW)
+    assert {path.name for path, _ in done.removals} == {gone.name, ".x.part"}
+    assert done.freed_bytes >= 140_000
+    assert sorted(path.name for path in state.tools.iterdir()) == [kept.name, "found-1.json"]
