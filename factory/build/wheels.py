@@ -63,7 +63,7 @@ def _wheel(file: Path) -> tuple[Files, Mapping[str, str]]:
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             top = member.filename.partition("/")[0]
-            if top.endswith(".data") or member.filename.endswith((".so", ".pyd")):
+            if not top or top.endswith(".data") or member.filename.endswith((".so", ".pyd")):
                 raise ValueError(f"'{member.filename}' needs more than to be copied")
             left -= member.file_size
             if left < 0:
