@@ -89,12 +89,13 @@ def source_changes(old: Side, new: Side) -> tuple[SourceChange, ...]:
         return ()
     before = _source_versions(old)
     changed = {one.source for one in package_changes(old.packages, new.packages)}
+    theirs = {one.source or one.name for one in new.packages if one.origin}
     found = []
     for name, source in sorted(new.sources.items()):
         was = before.get(name, "")
         told = name in changed or name in (old.sources or {})  # a binary package's version is only like its source's
         if was and told and compare(was, source.version) != 0:
-            found.append(_source_change(name, was, source))
+            found.append(_source_change(name, was, source, ours=name not in theirs))
     return tuple(found)
 
 
@@ -104,7 +105,8 @@ def _source_versions(side: Side) -> dict[str, str]:
     return found | {name: source.version for name, source in (side.sources or {}).items()}
 
 
-def _source_change(name: str, was: str, source: Source) -> SourceChange:
+def _source_change(name: str, was: str, source: Source, *, ours: bool) -> SourceChange:
+    """What a changelog says between two versions; packages that the factory makes tell of one version only."""
     later = tuple(
         one for one in source.entries if compare(was, one.version) < 0 and compare(one.version, source.version) <= 0
     )
@@ -115,7 +117,7 @@ def _source_change(name: str, was: str, source: Source) -> SourceChange:
         new=source.version,
         fixes=tuple(dict.fromkeys(fix for one in later for fix in one.fixes)),
         entries=later,
-        complete=not upward or any(compare(one.version, was) <= 0 for one in source.entries),
+        complete=ours or not upward or any(compare(one.version, was) <= 0 for one in source.entries),
     )
 
 

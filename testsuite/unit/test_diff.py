@@ -209,6 +209,13 @@ def test_a_changelog_that_does_not_reach_back_says_so() -> None:
     )
 
 
+def test_packages_that_the_factory_makes_have_no_history(tmp_path: Path) -> None:
+    old, new = (replace(package("image-factory-x", version), origin="") for version in ("1", "2"))
+    sources = {"image-factory-x": Source(version="2", entries=(replace(entry("2"), source="image-factory-x"),))}
+    (found,) = difference(side("old", old, sources={}), side("new", new, sources=sources)).sources
+    assert found.complete
+
+
 def test_versions_of_sources_follow_from_packages_where_nothing_else_tells() -> None:
     older = replace(OLD, sources=None, packages=(package("libssl3", "3.5.1-1+b2", "openssl"),))
     found = difference(older, NEW).sources
