@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import inputs
 import rotation
 
 PROJECT = Path(__file__).parents[1]
@@ -75,6 +76,7 @@ def main() -> None:
             ("bare `kiwi-ng system build` of the same tree", f"{kiwi:.0f} s", ""),
             ("our build stage / bare kiwi", f"{stages['build'] / kiwi:.2f}", "at most 1"),
             ("`factory --help`", f"{help_s():.2f} s", "under 0.3 s"),
+            *inputs.measure(state),
             *rotation.measure(),
         ]
     finally:
