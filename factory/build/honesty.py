@@ -26,7 +26,7 @@ OWN_PACKAGES = Path("root/var/cache/image-factory")
 """Where a build tree holds the packages that ``describe`` made."""
 _NOT_THERE = frozenset({"config-files", "not-installed"})
 _CURE = "install it from a repository of image.toml; a package that is in none needs one: [update_repositories]"
-_SHOWN = 20
+_SHOWN, _NAMED = 20, 3
 Key = tuple[str, str, str]
 
 
@@ -137,8 +137,9 @@ def expect_locked(
     files = {(entry.repository, unquote(entry.path)): entry for entry in inputs.inputs if entry.found}
     found = faults(packages, offered, own, lambda offer: _locked(offer, files, inputs))
     if found:
+        names = ", ".join(one.place.partition(" ")[0] for one in found[:_NAMED]) + (" ..." if found[_NAMED:] else "")
         raise BuildError(
-            f"the image '{image}' has {len(found)} packages that are not from a locked, signed source",
+            f"the image '{image}' has what is not from a locked, signed source: {names}",
             facts=tuple(("package", f"{one.place} {one.problem}") for one in found[:_SHOWN]),
             hint=found[0].cure,
         )
