@@ -90,7 +90,7 @@ def test_licences_are_counted_and_most_packages_name_theirs(artifact: Artifact, 
                 assert is_supported_id(choice["license"]["id"])
     by_name = {one["name"]: one for one in packages}
     assert {"GPL-3.0-or-later"} <= {choice["license"].get("id") for choice in by_name["bash"]["licenses"]}
-    assert [choice["license"]["id"] for choice in by_name["apt"]["licenses"] if "license" in choice] != []
+    assert {choice.get("expression", "")[:3] for choice in by_name["apt"]["licenses"]} != {""}
 
 
 def test_the_bill_is_about_the_image_and_signed_with_it(artifact: Artifact, bundle: Path, bill: dict) -> None:
