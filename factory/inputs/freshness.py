@@ -60,6 +60,10 @@ class _Suite:
     release: Release
     indexes: Mapping[str, _Index]
 
+    def outdated(self, recorder: Recorder) -> bool:
+        """Whether the mirror's index was signed later than the build's; both of the same second count as that."""
+        return recorder.release(self.repository, self.folder).date >= self.release.date
+
     def __str__(self) -> str:
         return f"{self.repository} {self.folder.removeprefix('dists/')}"
 
@@ -91,11 +95,14 @@ def _compared(entries: tuple[Input, ...], recorder: Recorder, keyrings: Mapping[
         raise _Doubt("the earlier build's lock names no signed index")
     if strange := sorted({entry.repository for entry in entries} - set(recorder.aliases)):
         raise _Doubt(f"the earlier build read from '{strange[0]}', which this one does not know")
-    newer = [entry for entry in signed if recorder.get_unless(entry.repository, entry.path, entry.sha512) is not None]
-    if not newer:
+    others = [entry for entry in signed if recorder.get_unless(entry.repository, entry.path, entry.sha512) is not None]
+    if not others:
         return f"all {len(signed)} signed indexes are the same"
     suites = [_suite(entry, entries, recorder, keyrings) for entry in signed]
-    found = {str(suite): _pairs(suite, recorder) for entry, suite in zip(signed, suites, strict=True) if entry in newer}
+    newer = [suite for entry, suite in zip(signed, suites, strict=True) if entry in others and suite.outdated(recorder)]
+    if not newer:  # servers of one mirror are not always of one age: what we have is newer than what it shows
+        return "no signed index is newer than those that the build used"
+    found = {str(suite): _pairs(suite, recorder) for suite in newer}
     names = ", ".join(found)
     if not any(found.values()):
         return f"newer signed indexes ({names}) name the same package indexes"

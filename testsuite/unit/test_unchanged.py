@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -241,6 +242,15 @@ def test_a_package_that_the_build_did_not_take_changes_nothing(nights) -> None:
     assert found.same
     assert "change none of the 2 packages that the build took" in found.why
     assert nights.asked == ["/dists/trixie/InRelease", f"/{nights.archive.index_path}"]
+
+
+def test_a_mirror_that_went_back_is_no_news(nights) -> None:
+    """As when one of its servers is behind the others: built from that, an image would lose updates."""
+    nights.archive.add("libgreeting", b"library deb, older")
+    nights.archive.publish(signed=SIGNED - timedelta(hours=6))
+    shutil.rmtree(nights.folder / "blobs/.validators")  # a server that is asked by time says that nothing is newer
+    found = nights.compare()
+    assert found == Comparison(same=True, why="no signed index is newer than those that the build used")
 
 
 def test_after_one_changed_package_nothing_is_downloaded_twice(nights) -> None:
