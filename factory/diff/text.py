@@ -20,7 +20,7 @@ _WIDTH = 116
 _MARKUP = re.compile(r"([\\`*_\[\]<>|~&])")
 """What is markup within a line; what is at its beginning only, our own words come before."""
 _MARKS = {"added": "+", "removed": "-", "upgraded": "^", "downgraded": "v"}
-_NOTE_ENTRIES = 3
+_NOTE_ENTRIES, _NOTE_FILES = 3, 20
 
 
 def safe(text: object) -> str:
@@ -162,6 +162,8 @@ def _note_body(found: ImageDifference) -> Iterator[str]:
     yield f"\n## Size and files\n\nThe file is {size(found.new.size_bytes)}, {change} on the one before."
     if found.files is not None:
         yield f"\nFiles: {marked(files_counted(found.files))}."
+        yield from ("",) if found.files.unexplained else ()
+        yield from (f"- `{_code(one.name)}`" for one in found.files.unexplained[:_NOTE_FILES])
     yield from _note_entries(found.sources)
     if found.unknown:
         yield "\n## Not compared\n"

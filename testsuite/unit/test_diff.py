@@ -519,6 +519,7 @@ def test_a_run_gets_its_note_once(state: State) -> None:
         "CVE-2026-0001",
         "| bash | 5.3-2 | 5.3-1 | downgraded |",
         "`a.service`",
+        "\n\n- `/etc/x`\n- `/etc/y`\n",
     ):
         assert expected in note
     body = json.loads((second.path / DIFFERENCE).read_text())
