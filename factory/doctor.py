@@ -29,22 +29,18 @@ PROGRAMS = (
     ("gpg", "gpg", "signatures"),
     ("gpgv", "gpgv", "signatures of package indexes"),
     ("qemu-system-x86_64", "qemu-system-x86", "the sandbox"),
-    ("qemu-img", "qemu-utils", "qcow2 images"),
+    ("qemu-img", "qemu-utils", "disks of the sandbox's guests"),
     ("ssh", "openssh-client", "logging in to the sandbox's guests"),
     ("ip", "iproute2", "network namespaces"),
     ("unshare", "util-linux", "the build box"),
     ("setpriv", "util-linux", "children that die with the factory"),
     ("losetup", "mount", "the builder's loop devices"),
-    ("mke2fs", "e2fsprogs", "file systems"),
-    ("debugfs", "e2fsprogs", "file systems"),
-    ("sfdisk", "fdisk", "partition tables"),
-    ("sgdisk", "gdisk", "partition tables"),
-    ("parted", "parted", "partition tables"),
-    ("rsync", "rsync", "kiwi"),
+    ("debugfs", "e2fsprogs", "looking into images"),
+    ("sfdisk", "fdisk", "looking into images"),
     ("dnsmasq", "dnsmasq-base", "names in the sandbox"),
     ("mcopy", "mtools", "cloud-init seeds"),
     ("mkfs.vfat", "dosfstools", "cloud-init seeds"),
-    ("xz", "xz-utils", "source tarballs"),
+    ("xz", "xz-utils", "package indexes"),
 )
 """Program, Debian package, what for."""
 
@@ -96,7 +92,7 @@ def examine(here: Installation, *, now: datetime | None = None) -> tuple[Finding
 def programs() -> Iterator[Finding]:
     """Every program a night calls, with the package that has it."""
     search = f"{PATH}:{Path(sys.executable).parent}"
-    for program, package, purpose in (*PROGRAMS, ("kiwi-ng", "kiwi (Python)", "builds images")):
+    for program, package, purpose in (*PROGRAMS, ("kiwi-ng", "kiwi (Python)", "checking descriptions")):
         found = shutil.which(program, path=search)
         cure = f"apt-get install {package}" if "(" not in package else "make setup"
         yield Finding(name=program, ok=found is not None, says=found or f"not found, needed for {purpose}", cure=cure)

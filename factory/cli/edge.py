@@ -108,9 +108,20 @@ def installation(cloud: str | None = None) -> Installation:
     return Installation(
         project=project,
         state=State(path=state_folder()).prepare(),
-        site=in_cloud(with_embedded_client(load_site(site_file())), cloud),
+        site=in_cloud(with_registry(with_embedded_client(load_site(site_file()))), cloud),
         environment=dict(os.environ),
     )
+
+
+def with_registry(site: Site) -> Site:
+    """The site with the Python registry that this shell names to pip; one with a password is nothing to write down."""
+    from dataclasses import replace
+    from urllib.parse import urlsplit
+
+    named = os.environ.get("PIP_INDEX_URL", "")
+    if "python" in site.mirrors or urlsplit(named).scheme not in {"http", "https"} or "@" in urlsplit(named).netloc:
+        return site
+    return replace(site, mirrors={**site.mirrors, "python": named})
 
 
 def in_cloud(site: Site, cloud: str | None) -> Site:

@@ -10,7 +10,7 @@ from pathlib import Path
 from factory.describe.host_apt import AptSource, host_keyring, host_repositories
 from factory.describe.upstream_keys import upstream_keys, vendor_keyring
 from factory.errors import Fault, InputFault
-from factory.inputs.lock import TOOLS, WHEELS
+from factory.inputs.lock import TOOL_ALIASES, TOOLS, WHEELS
 from factory.inputs.signers import UPSTREAM_KEYS
 from factory.model import Description, Repository, Site
 from factory.system.secrets import Login, Secrets
@@ -47,6 +47,7 @@ def sources(description: Description, site: Site, *, project: Path | None = None
     faults += [_no_keyring(description, one) for one, _ in found if keyrings[one.alias] is None]
     mirrors = {one.alias: mirror(description.name, one.alias, site) or url for one, url in found}
     tools, signed = tools_mirror(mirrors, site, host), keyring(_DEBIAN, host, root, project)
+    faults += [_reserved(description, one) for one, _ in found if one.alias in TOOL_ALIASES]
     faults += [] if tools else [_no_tools(site)]
     faults += [] if signed else [_no_tools_keyring(site)]
     try:
@@ -125,6 +126,14 @@ def keyring(
     if known is not None:
         candidates += [path for path in (known.keyring, host_keyring(root)) if path]
     return next((path for path in candidates if path.is_file()), None)
+
+
+def _reserved(description: Description, repository: Repository) -> Fault:
+    return Fault(
+        place=f"descriptions/{description.name}/image.toml update_repositories.{repository.alias}",
+        problem="is what a lock calls the packages that build the image",
+        cure="give it another name",
+    )
 
 
 def _no_tools(site: Site) -> Fault:

@@ -14,7 +14,7 @@ import pytest
 
 from factory.inputs.lock import read_lock
 from factory.model import Artifact, Bundle
-from factory.system.files import sha256_file
+from factory.system.files import sha256_file, tree_digest
 from testsuite.conftest import FACTORY, PROJECT, NightRun
 
 TIMEOUT_S = 1500
@@ -30,17 +30,49 @@ def published(night: NightRun, folder: Path) -> tuple[Path, Path]:
     return folder / bundle.artifact.tarball.name, keys / f"{bundle.fingerprint}.asc"
 
 
+# programs that shape an image, as a host must not have them: whoever calls one of them there fails
+SHAPING = ("mke2fs", "mkfs.ext4", "dumpe2fs", "debugfs", "tune2fs", "qemu-img", "kiwi-ng", "rsync", "sgdisk", "sfdisk")
+ANOTHER_HOST = """
+umask 077
+mount --bind "$1" /usr/local/sbin && taskset --cpu-list "$2" "${@:4}"
+status=$?
+cat /proc/net/dev >"$3"
+exit $status
+"""
+
+
 def rebuild(tarball: Path, key: Path, *words: str | Path, state: Path) -> subprocess.CompletedProcess[str]:
-    """Typed in a network namespace without any route, so that nobody can be asked."""
+    """Typed as on another host: other programs first in every PATH, one CPU, another umask, and nobody to be asked.
+
+    What the namespace's network devices counted is in ``counters`` beside the tarball.
+    """
+    fakes = tarball.parent / "fakes"
+    fakes.mkdir()
+    for name in SHAPING:
+        (fakes / name).write_text(f'#!/bin/sh\necho "$0 $*" >>{fakes}/asked\nexit 77\n')
+        (fakes / name).chmod(0o755)
+    cpu = str(max(os.sched_getaffinity(0)))
+    host = ["unshare", "--net", "--mount", "bash", "-c", ANOTHER_HOST, "bash", fakes, cpu, tarball.parent / "counters"]
+    typed = [FACTORY, "--project", PROJECT, "--state", state, "rebuild", tarball, "--key", key, *words]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FACTORY_")}
     return subprocess.run(
-        ["unshare", "--net", FACTORY, "--project", PROJECT, "--state", state, "rebuild", tarball, "--key", key, *words],
+        [*host, *typed],
         cwd=tarball.parent,
         capture_output=True,
         text=True,
         check=False,
         timeout=TIMEOUT_S,
-        env={name: value for name, value in os.environ.items() if not name.startswith("FACTORY_")},
+        env={**environment, "PATH": f"{fakes}:{environment['PATH']}", "TZ": "Asia/Tokyo", "LC_ALL": "C"},
     )
+
+
+def packets(counters: Path) -> dict[str, int]:
+    """Packets received and sent, by network device (proc_pid_net(5))."""
+    found = {}
+    for line in counters.read_text().splitlines()[2:]:
+        device, _, numbers = line.partition(":")
+        found[device.strip()] = int(numbers.split()[1]) + int(numbers.split()[9])
+    return found
 
 
 @pytest.mark.needs_image
@@ -56,27 +88,38 @@ def test_an_image_is_made_again_bit_for_bit_without_a_network(night: NightRun, t
     assert value["differences"] == value["unasked"] == []
     for path in (artifact.path, artifact.tarball, artifact.lock, artifact.files_list, artifact.packages_list):
         assert sha256_file(out / path.name) == sha256_file(path), path.name
+    assert sha256_file(out / "sbom.cdx.json") == artifact.sbom_sha256
+    assert packets(tarball.parent / "counters") == {"lo": 0}
+    assert not (tarball.parent / "fakes" / "asked").exists()
+    # the tools were made again from the lock, and are the same
+    digest = artifact.tools["tools-tree"]
+    assert tree_digest(state / "tools" / digest) == tree_digest(night.state.tools / digest)
     assert not list((state / "rebuilds").iterdir())
 
 
 @pytest.mark.needs_image
-def test_one_byte_of_one_stored_package_is_refused_by_name(night: NightRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("repository", "package"), [("tools", "qemu-utils"), ("debian", "perl-base")])
+def test_one_byte_of_one_stored_package_is_refused_by_name(
+    night: NightRun, tmp_path: Path, repository: str, package: str
+) -> None:
     artifact = night.run.read("build", Artifact)
     tarball, key = published(night, tmp_path / "elsewhere")
-    blobs = tmp_path / "blobs"
+    blobs, state = tmp_path / "blobs", tmp_path / "state"
     blobs.mkdir()
     for entry in read_lock(artifact.lock):
         if entry.found:
             (blobs / entry.sha512).symlink_to(night.state.blobs / entry.sha512)
     # one that the bootstrap needs, so that the refusal comes early
-    entry = next(one for one in read_lock(artifact.lock) if "/base-files_" in one.path)
+    entry = next(one for one in read_lock(artifact.lock) if one.repository == repository and f"/{package}_" in one.path)
     content = bytearray((blobs / entry.sha512).read_bytes())
     content[len(content) // 2] ^= 1
     (blobs / entry.sha512).unlink()
     (blobs / entry.sha512).write_bytes(content)
-    done = rebuild(tarball, key, "--inputs", blobs, state=tmp_path / "state")
+    state.mkdir()
+    (state / "tools").symlink_to(night.state.tools)  # made already: a file of it is looked at all the same
+    done = rebuild(tarball, key, "--inputs", blobs, state=state)
     assert done.returncode == 3
     name = unquote(entry.path).rsplit("/", 1)[-1]
     assert f"'{name}' of repository '{entry.repository}' is not what was recorded" in done.stderr
-    assert (tmp_path / "state" / "failed-rebuild" / "logs" / "build.log").is_file()
-    assert not list((tmp_path / "state" / "rebuilds").iterdir())
+    assert (state / "failed-rebuild" / "logs" / "build.log").is_file() == (repository == "debian")
+    assert not list((state / "rebuilds").iterdir())

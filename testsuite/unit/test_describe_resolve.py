@@ -503,8 +503,41 @@ def test_a_missing_address_and_keyring_are_told_together(tmp_path: Path) -> None
         "update_repositories.debian-security",
         "update_repositories.debian.key",
         "update_repositories.debian-security.key",
+        "mirrors.tools",
+        "mirrors.tools",
     ]
-    assert all("site.toml" in line for line in told[:2])
+    assert all("site.toml" in line for line in (*told[:2], told[4]))
+
+
+def test_the_tools_come_from_a_mirror_that_is_known(tmp_path: Path) -> None:
+    description = load_description(PROJECT, "debian13")
+    keyring = tmp_path / "usr/share/keyrings/debian-archive-keyring.gpg"
+    keyring.parent.mkdir(parents=True)
+    keyring.touch()
+    (tmp_path / "etc/apt/sources.list.d").mkdir(parents=True)
+
+    def found(site: Site) -> tuple[str, str | None]:
+        made = sources(description, site, root=tmp_path)
+        assert made.keyrings["tools"] == keyring
+        assert "tools" not in {one.alias for one in made.repositories}
+        return made.mirrors["tools"], made.mirrors.get("wheels")
+
+    named = {"debian": "http://private.test/debian"}
+    assert found(replace(SITE, mirrors={})) == (ADDRESSES["debian"], None)
+    assert found(replace(SITE, mirrors=named)) == ("http://private.test/debian", None)
+    own = {**named, "tools": "http://tools.test/debian", "python": "https://py.test/simple"}
+    assert found(replace(SITE, mirrors=own)) == ("http://tools.test/debian", "https://py.test/simple")
+    other = replace(description, update_repositories=(replace(description.update_repositories[1]),))
+    with pytest.raises(InputFault) as told:
+        sources(other, replace(SITE, mirrors={}), root=tmp_path)
+    assert [fault.place for fault in told.value.faults] == ["site.toml mirrors.tools"]
+    assert 'tools = "http://' in told.value.faults[0].cure
+    taken = replace(description, update_repositories=(replace(description.update_repositories[0], alias="wheels"),))
+    with pytest.raises(InputFault, match="cannot get its packages") as told:
+        sources(taken, SITE, root=tmp_path)
+    assert any("update_repositories.wheels" in fault.place for fault in told.value.faults)
+    (tmp_path / "etc/apt/sources.list.d/debian.sources").write_text(DEB822)
+    assert sources(other, replace(SITE, mirrors={}), root=tmp_path).mirrors["tools"] == "http://a.test/debian"
 
 
 def test_an_images_own_mirror_comes_before_everybodys_and_stays_out_of_its_tree(region: Region, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from factory.build.roots import Root
 from factory.build.tools import LIST, ToolsTree, read_list, tree_digest
 from factory.build.wheels import PACKAGES, add_python
+from factory.cli.edge import with_registry
 from factory.errors import BuildError, InputsError
 from factory.inputs.closure import closure
 from factory.inputs.lock import TOOLS, WHEELS, Input
@@ -37,6 +38,7 @@ from factory.inputs.replay import Replay
 from factory.inputs.sources import source_named
 from factory.inputs.tools import Pinned, Suite, ToolsRecorder, WheelsRecorder, packages_only, replayed
 from factory.inputs.upstream import Upstream
+from factory.model import Site
 from testsuite.repository import NOW, SIGNED, Archive, SigningKey, make_key
 from testsuite.repository import mirror as served_by
 
@@ -481,3 +483,21 @@ def test_versions_are_those_of_the_files() -> None:
     tree = ToolsTree(path=Path("/x"), digest="", epoch=0, inputs=files)
     assert (tree.version("e2fsprogs"), tree.version("kiwi")) == ("1.47.2-3+b12", "11.1.6")
     assert (tree.version("annotated_doc"), tree.version("nonesuch")) == ("0.0.7", "")
+
+
+# -- where it comes from
+
+
+@pytest.mark.parametrize(
+    ("named", "site", "expected"),
+    [
+        ("https://py.example/simple", {}, "https://py.example/simple"),
+        ("https://py.example/simple", {"python": "https://own.example/simple"}, "https://own.example/simple"),
+        ("https://me:s3cret@py.example/simple", {}, None),  # would stand in records
+        ("file:///srv/simple", {}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_shell_may_name_a_registry(monkeypatch, named, site, expected) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", named)
+    assert with_registry(Site(mirrors=site)).mirrors.get("python") == expected
