@@ -122,4 +122,4 @@ def _compile(folder: Path) -> None:
     if not version:
         raise BuildError("the tools tree has no Python")
     places = [f"/usr/lib/{version}", f"/{PACKAGES}"]
-    run(["chroot", folder, *_COMPILE, *places], env={"SOURCE_DATE_EPOCH": "0"}, timeout_s=600)
+    run(["chroot", folder, *_COMPILE, *places], env={"SOURCE_DATE_EPOCH": "0"}, timeout_s=600, umask=0o022)
