@@ -56,7 +56,7 @@ def test_from_a_store_and_a_mirror_over_http_and_nothing_else(night: NightRun, t
     tarball, key = published(night, tmp_path / "elsewhere")
     mirror = tmp_path / "mirror"
     entries = [one for one in read_lock(artifact.lock) if one.repository == "debian" and one.found]
-    lost = next(one for one in entries if "/base-files_" in one.path)
+    lost = next(one for one in entries if "/cloud-init_" in one.path)
     for entry in entries:
         file = mirror / "debian" / unquote(entry.path)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,11 @@ def test_from_a_store_and_a_mirror_over_http_and_nothing_else(night: NightRun, t
     assert (value["identical"], value["tarball_identical"], value["sha256"]) == (True, True, artifact.sha256)
     asked = [tuple(one) for one in json.loads((tmp_path / "asked.json").read_text())]
     from_mirror = {unquote(path) for port, path, status in asked if port == MIRROR and status == 200}
-    assert {f"/debian/{unquote(one.path)}" for one in entries if one != lost} <= from_mirror
+    shared = {one.sha512 for one in read_lock(artifact.lock) if one.repository != "debian"}  # with the tools, say
+    own = [one for one in entries if one != lost and one.sha512 not in shared]
+    assert {f"/debian/{unquote(one.path)}" for one in own} <= from_mirror
     assert (STORE, f"/{lost.sha512}", 200) in asked
-    others = {one.sha512 for one in entries if one != lost}
-    assert not any(port == STORE and path.lstrip("/") in others for port, path, _ in asked)
+    assert not {f"/{one.sha512}" for one in own} & {path for port, path, _ in asked if port == STORE}
 
 
 @pytest.mark.slow
@@ -115,7 +116,7 @@ def test_another_image_is_told_apart_down_to_the_file(night: NightRun, tmp_path:
     assert shutil.which("diffoscope"), "diffoscope is not installed (packages/apt.txt)"
     tarball, _ = published(night, tmp_path / "elsewhere")
     with tarfile.open(tarball) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
+        archive.extractall(tmp_path / "unpacked", filter="tar")  # our own; a link in it leads to /dev/null
     (tree,) = (tmp_path / "unpacked").iterdir()
     (tree / REBUILD).rename(tmp_path / "records")
     with (tree / "root" / CHANGED).open("a") as file:
@@ -134,7 +135,11 @@ def test_another_image_is_told_apart_down_to_the_file(night: NightRun, tmp_path:
     subprocess.run([*gpg, "--armor", "--output", str(public), "--export"], check=True)
     image = night.run.read("build", Artifact).path
     words = ["--inputs", night.state.blobs, "--image", image, "--out", tmp_path / "out", "--diffoscope", "--json"]
-    done = rebuild(tarball, public, *words, state=tmp_path / "state")
+    # looking into two images takes the host's own programs
+    argv = [FACTORY, "--project", PROJECT, "--state", tmp_path / "state", "rebuild", tarball, "--key", public, *words]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=TIMEOUT_S, env=environment(), cwd=tmp_path
+    )
     assert done.returncode == 1, done.stderr[-3000:]
     value = json.loads(done.stdout)["value"]
     files = {one["name"]: one["classes"] for one in value["differences"] if one["what"] == "file"}
