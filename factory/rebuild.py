@@ -40,6 +40,7 @@ from factory.system.unpack import unpack
 Say = Callable[[str], None]
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _PEEKED = 200
+_REPORT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,7 +331,11 @@ def _differences(given: _Given, run: Run, contents: Contents) -> tuple[Differenc
 def _diffoscope(old: Path, new: Path, report: Path, say: Say) -> Path:
     say("comparing with diffoscope, which takes its time")
     report.parent.mkdir(parents=True, exist_ok=True)
-    run_program(["diffoscope", "--text", report, old, new], check=False, timeout_s=7200)
+    limit = [
+        "--max-text-report-size",
+        str(_REPORT_BYTES),
+    ]  # of two disks whose files it cannot read, it prints all bytes
+    run_program(["diffoscope", *limit, "--text", report, old, new], check=False, timeout_s=7200)
     return report
 
 
