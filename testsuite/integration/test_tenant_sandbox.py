@@ -434,6 +434,7 @@ def test_a_green_canary_leaves_the_latest_as_it_is(released: Released, night: Ni
 # -- a whole night ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("site_servers")
 def test_a_whole_night_judges_publishes_and_starts_by_name_in_the_cloud(place: Place, night: NightRun) -> None:
     cloud = place.cloud
