@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a night costs, side by side with the bare tools, in one run; printed and kept in docs/explanation/measured.md.
+"""What a night costs, side by side with the bare tools, in one run; printed and kept in docs/explanation/benchmarks.md.
+
+``benchmarks/run.py [night] [glance] [inputs]`` measures some of it; inputs needs the night.
 
 Ratios are what counts: the same host, the same disk, the same run. Nothing here is asserted.
 """
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import inputs
@@ -22,7 +25,8 @@ import rotation
 
 PROJECT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-KEPT = PROJECT / "docs" / "explanation" / "measured.md"
+Row = tuple[str, str, str]
+KEPT = PROJECT / "docs" / "explanation" / "benchmarks.md"
 
 
 def timed(argv: list[str | Path], **options) -> tuple[float, subprocess.CompletedProcess[str]]:
@@ -60,38 +64,47 @@ def bare_kiwi_s(recipe: dict, scratch: Path) -> float:
     return seconds
 
 
-def main() -> None:
-    scratch = Path(tempfile.mkdtemp(prefix="factory-bench-", dir="/dev/shm"))
+def night_rows(state: Path) -> Iterator[Row]:
+    """A night from nothing, and bare kiwi for the same tree."""
+    made = night(state)
+    stages = {stage["stage"]: stage["seconds"] for stage in made["stages"]}
+    yield "a night with nothing cached", f"{made['seconds']:.0f} s", "under 600 s"
+    for name, seconds in stages.items():
+        yield f"  {name}", f"{seconds:.1f} s", ""
+    yield "the factory's own processor time in it", f"{made['own_cpu_s']:.1f} s", "under 3 s"
+    run = Path(made["run"]["path"])
+    recipe = json.loads((run / "describe.json").read_text().replace("$RUN", str(run)))["value"]
+    with tempfile.TemporaryDirectory(prefix="factory-bench-", dir="/dev/shm") as scratch:
+        kiwi = bare_kiwi_s(recipe, Path(scratch))
+    yield "bare `kiwi-ng system build` of the same tree", f"{kiwi:.0f} s", ""
+    yield "our build stage / bare kiwi", f"{stages['build'] / kiwi:.2f}", "at most 1"
+    yield "`factory --help`", f"{help_s():.2f} s", "under 0.3 s"
+
+
+def main(wanted: list[str]) -> None:
+    """Measure; what is known is written down at once, so that a run which is cut off was not for nothing."""
     state = Path(tempfile.mkdtemp(prefix="factory-bench-", dir=PROJECT))
+    groups: dict[str, Callable[[], Iterable[Row]]] = {
+        "night": lambda: night_rows(state),
+        "glance": rotation.measure,
+        "inputs": lambda: (row for name in inputs.MEASURES for row in inputs.measure(state, [name])),
+    }
+    host = f"Host: {os.cpu_count()} processors, kernel {platform.release()}, Python {platform.python_version()}."
+    text = f"# Benchmarks\n\nWritten by `make benchmarks`; every line is from one run on one host. {host}\n\n"
+    text += "| what | measured | wanted |\n|---|---|---|\n"
     try:
-        made = night(state)
-        run = Path(made["run"]["path"])
-        recipe = json.loads((run / "describe.json").read_text().replace("$RUN", str(run)))["value"]
-        kiwi = bare_kiwi_s(recipe, scratch)
-        stages = {stage["stage"]: stage["seconds"] for stage in made["stages"]}
-        rows = [
-            ("a night with nothing cached", f"{made['seconds']:.0f} s", "under 600 s"),
-            *((f"  {name}", f"{seconds:.1f} s", "") for name, seconds in stages.items()),
-            ("the factory's own processor time in it", f"{made['own_cpu_s']:.1f} s", "under 3 s"),
-            ("bare `kiwi-ng system build` of the same tree", f"{kiwi:.0f} s", ""),
-            ("our build stage / bare kiwi", f"{stages['build'] / kiwi:.2f}", "at most 1"),
-            ("`factory --help`", f"{help_s():.2f} s", "under 0.3 s"),
-            *inputs.measure(state),
-            *rotation.measure(),
-        ]
+        for name, measure in groups.items():
+            if wanted and name not in wanted:
+                continue
+            for row in measure():
+                line = "| " + " | ".join(row) + " |\n"
+                print(line, end="", flush=True)
+                text += line
+                KEPT.write_text(text)
     finally:
         subprocess.run([BIN / "factory", "--state", state, "cloud", "down"], cwd=PROJECT, check=False)
-        shutil.rmtree(scratch)
         shutil.rmtree(state)
-    table = "| what | measured | wanted |\n|---|---|---|\n" + "".join(f"| {a} | {b} | {c} |\n" for a, b, c in rows)
-    head = (
-        "# Measured\n\nWritten by `make benchmarks`; every line of one table is from one run on one host. "
-        f"Host: {os.cpu_count()} CPUs, kernel {platform.release()}, Python {platform.python_version()}, "
-        f"accelerator {made['verdict']['accelerator']}.\n\n"
-    )
-    KEPT.write_text(head + table)
-    print(table)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
