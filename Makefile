@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make nightly     set up what is missing, then a whole night of debian13 with nothing configured
 # make test        set up, then every test that fits: a real build, boot and Glance included
-# make check       lint, types, unit tests: under a minute
+# make check       lint, types, units that start no other programs: under a minute
 # make test-long   what does not fit make test
 PYTHON ?= python3
 VENV   := .venv
@@ -51,7 +51,7 @@ types:
 	$(BIN)/mypy
 
 unit:
-	$(BIN)/pytest -q -n auto --dist loadfile testsuite/unit
+	$(BIN)/pytest -q -n auto --dist loadfile -m "not slow and not programs" testsuite/unit
 
 test: setup-tests $(COMPUTE)/installed
 	$(ROOT) $(BIN)/python testsuite/groups.py $(ARGS)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.programs
+
 PROJECT = Path(__file__).parents[2]
 FACTORY = Path(sys.executable).parent / "factory"
 

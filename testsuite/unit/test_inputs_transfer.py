@@ -24,6 +24,8 @@ from factory.inputs.upstream import Upstream
 from factory.model import Repository
 from testsuite.repository import NOW, Archive, make_key
 
+pytestmark = pytest.mark.programs
+
 DEBIAN = Repository(alias="debian", url="", suites=("trixie",))
 BIG = bytes(range(256)) * 4096
 PATH = "pool/main/b/big/big_1.0_all.deb"

@@ -33,6 +33,8 @@ from factory.system.state import Run
 from testsuite import samples
 from testsuite.postgres import database, programs, server
 
+pytestmark = pytest.mark.programs
+
 NIGHT = samples.NIGHT
 
 

@@ -32,6 +32,8 @@ from factory.system.state import Run, State
 from testsuite.fakes.bundles import make_bundle
 from testsuite.repository import NOW, Archive, SigningKey, make_key, mirror
 
+pytestmark = pytest.mark.programs
+
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 

@@ -45,6 +45,8 @@ from factory.system.state import State
 from testsuite import samples
 from testsuite.signing import LATER, NIGHT, Place, make_key
 
+pytestmark = pytest.mark.programs
+
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "provenance.md"
 IMAGE = "debian13.qcow2"
 STATEMENTS = f"{IMAGE}.intoto.jsonl"

@@ -24,6 +24,8 @@ from factory.system.state import Run, State
 from testsuite.fakes.bundles import make_bundle
 from testsuite.repository import NOW, Archive, SigningKey, make_key, mirror
 
+pytestmark = pytest.mark.programs
+
 PROJECT = Path(__file__).parents[2]
 PATH = "dists/trixie-security/InRelease"
 DAY = timedelta(days=1)

@@ -29,6 +29,8 @@ from factory.region.check_peers import Probe, examine_peers, read_report
 from factory.system.run import PATH, run
 from testsuite.fakes.tls import Answer, Answers, tls_server
 
+pytestmark = pytest.mark.programs
+
 NOW = datetime.now(UTC)
 CLIENT = RegionClient()
 NAMES = ("update-a.cloud.example", "update-b.cloud.example")

@@ -23,6 +23,8 @@ from factory.sandbox.seed import Datasource, Seed, fresh_key, write_seed
 from factory.system.namespaces import NetworkNamespace, network_namespace
 from factory.system.run import Completed, run
 
+pytestmark = pytest.mark.programs
+
 GUEST = Path(__file__).parents[2] / "factory/region/guest"
 PROVIDER, PLUGIN = GUEST / "instance-data", GUEST / "openstackregion.py"
 UUID = "11111111-2222-4333-8444-555555555555"

@@ -24,6 +24,8 @@ from factory.region.packages.repository import release_text
 from factory.region.packages.versions import Issued, next_version, order
 from factory.system.files import sha256_file
 
+pytestmark = pytest.mark.programs
+
 NOW = datetime(2026, 6, 1, 2, 3, 4, tzinfo=UTC)
 CLIENT = RegionClient(provider="acme")
 PEM = "usr/lib/regionService/certs/192.0.2.10.pem"

@@ -32,6 +32,8 @@ from factory.region.registrations import Registrations, SharedSystem
 from factory.region.sharing import PeerSilent, ReplayLog, Sender, SharingSettings, sharing_api
 from factory.system.clock import now
 
+pytestmark = pytest.mark.programs
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SECRET = "0123456789abcdef"
 PRODUCTS = products(("debian/13/x86_64", "SLES/15.6/x86_64"))

@@ -25,6 +25,8 @@ from factory.system.state import Run, State
 from testsuite import samples
 from testsuite.signing import LATER, NIGHT, Place, make_key
 
+pytestmark = pytest.mark.programs
+
 IMAGE = "debian13.qcow2"
 STATEMENTS = f"{IMAGE}.intoto.jsonl"
 

@@ -31,6 +31,8 @@ from factory.system.state import State
 from testsuite import samples
 from testsuite.signing import LATER, NIGHT, Place, make_key
 
+pytestmark = pytest.mark.programs
+
 YEAR = timedelta(days=365)
 
 

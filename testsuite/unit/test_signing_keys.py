@@ -32,6 +32,8 @@ from testsuite import samples
 from testsuite.conftest import FACTORY
 from testsuite.signing import Place, make_key
 
+pytestmark = pytest.mark.programs
+
 YEARS = (2026, 2027, 2028)
 
 
