@@ -40,7 +40,7 @@ UNSIGNED = frozenset({"index.html"})
 """Made by the download directory after signing; nothing depends on it."""
 _CLOCK_SLACK = timedelta(hours=1)
 _SUMS_MAX_BYTES = 1 << 20
-_SHOWN_FAULTS = 20
+_SHOWN_FAULTS = 100
 _NONE = "lists no statements: this has no provenance, and was not made before factories attested"
 
 
@@ -335,6 +335,8 @@ def _life(created: datetime, expires: datetime | None) -> str:
 
 def _not_good(directory: Path, faults: list[tuple[str, str]]) -> NotGood:
     shown = tuple((_visible(name), _visible(problem)) for name, problem in faults[:_SHOWN_FAULTS])
+    if len(faults) > _SHOWN_FAULTS:
+        shown += (("more", f"{len(faults) - _SHOWN_FAULTS} faults are not shown"),)
     return NotGood(
         f"'{directory}' does not verify",
         facts=shown,

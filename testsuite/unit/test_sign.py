@@ -343,6 +343,10 @@ SPOILT = {
     "packages changed": (lambda at: flip(at / "debian13.packages"), "debian13.packages: has the SHA-256"),
     "lock missing": (lambda at: (at / "inputs.lock").unlink(), "inputs.lock: is missing"),
     "extra file": (lambda at: (at / "extra.sh").write_text("rm"), "extra.sh: is not listed"),
+    "very many extra files": (
+        lambda at: [(at / f"extra{number:03}").write_text("") for number in range(130)],
+        "more: 30 faults are not shown",
+    ),
     "extra folder": (lambda at: (at / "extra").mkdir(), "extra: is not listed"),
     "hostile name": (lambda at: (at / "a\x1b[2Jb").write_text(""), r"a\\x1b\[2Jb: is not listed"),
     "sums changed": (
