@@ -106,6 +106,8 @@ def rebuild(
     """
     if diffoscope and shutil.which("diffoscope") is None:
         raise InputFault("diffoscope is not installed", hint="install it, or leave --diffoscope out")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputFault(f"'{out}' is a file, and the new image needs a folder", hint="name another one with --out")
     with _scratch(state, say) as scratch:
         signatures = _verified(tarball, scratch.path, trust=trust, now=now)
         say(f"signed by {signatures[0].fingerprint}" + (", a throw-away key" if signatures[0].throw_away else ""))

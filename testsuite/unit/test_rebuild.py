@@ -240,6 +240,15 @@ def test_what_was_named_and_is_not_there_is_told(made, names, says) -> None:
         made.rebuild(made.pack(), **names)
 
 
+def test_a_file_is_no_place_for_a_new_image(made, tmp_path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    with pytest.raises(InputFault, match="is a file, and the new image needs a folder"):
+        made.rebuild(made.pack(), out=taken)
+    assert taken.read_text() == "mine"
+    assert not list(made.state.rebuilds.glob("*")), "told before anything was done"
+
+
 def test_what_a_killed_rebuild_left_is_removed(made) -> None:
     left = made.state.rebuilds / "factory-box-1-1"
     left.mkdir(parents=True)
