@@ -17,6 +17,7 @@ import typer
 
 from factory import __version__
 from factory.errors import FactoryError, InputFault
+from factory.system.text import visible
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -221,8 +222,7 @@ def clock() -> datetime:
 def say(stage: str, text: str) -> None:
     """One progress line: elapsed time, stage, text. Control characters from elsewhere are made visible."""
     elapsed = int(time.monotonic() - STARTED)
-    safe = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    print(f"{elapsed // 60:3d}:{elapsed % 60:02d} {stage:<9} {safe}", file=sys.stderr, flush=True)
+    print(f"{elapsed // 60:3d}:{elapsed % 60:02d} {stage:<9} {visible(text)}", file=sys.stderr, flush=True)
 
 
 def saying(stage: str) -> Callable[[str], None]:

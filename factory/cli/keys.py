@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from factory.cli.edge import Json, app, clock, installation, print_json, table
+from factory.system.text import visible
 
 keys_app = typer.Typer(help="Signing keys: whom we trust, and which of ours signed when.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
@@ -29,7 +30,7 @@ def keys_list(as_json: Json = False) -> None:
         left = f", {key.days_left} days left" if key.state == "in use" and key.days_left is not None else ""
         table(
             ("fingerprint", key.fingerprint),
-            ("user id", "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in key.user_id)),
+            ("user id", visible(key.user_id)),
             ("in use", f"{key.in_use_from} to {key.ends or 'now'} ({key.state}{left})"),
         )
 

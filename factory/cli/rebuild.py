@@ -10,6 +10,7 @@ import typer
 
 from factory.cli.edge import Json, app, clock, installation, print_json, saying, table
 from factory.errors import InputFault
+from factory.system.text import visible
 
 if TYPE_CHECKING:
     from factory.build.compare import Difference
@@ -88,15 +89,11 @@ def print_differences(found: tuple[Difference, ...]) -> None:
     """One line a difference, the first of them with what was recorded and what was found."""
     for one in found[:_SHOWN]:
         package = f" ({one.package})" if one.package else ""
-        print(f"{one.what:<8} {','.join(one.classes):<16} {_visible(one.name)}{package}")
+        print(f"{one.what:<8} {','.join(one.classes):<16} {visible(one.name)}{package}")
         if one.recorded or one.found:
-            print(f"         recorded: {_visible(one.recorded)}\n         found:    {_visible(one.found)}")
+            print(f"         recorded: {visible(one.recorded)}\n         found:    {visible(one.found)}")
     if len(found) > _SHOWN:
         print(f"and {len(found) - _SHOWN} more; --json lists all")
-
-
-def _visible(text: str) -> str:
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -222,7 +222,7 @@ def verify_signature(
     if (said := found.evidence) is None:
         table(("provenance", "none: made by a factory that attested nothing yet"))
         return
-    from factory.sign.request import visible
+    from factory.system.text import visible
 
     commit = (said.commit or "not in git") + (" with uncommitted changes" if said.dirty else "")
     table(

@@ -88,7 +88,7 @@ def take_answer(line: Line, answer: Path) -> Bundle:
 
 def show(request: SigningRequest, attested: Evidence, *, as_json: bool) -> None:
     """What would be signed, for the person who has the key."""
-    from factory.sign.request import visible
+    from factory.system.text import visible
 
     if as_json:
         print_json("sign-request", {"run": request.run, "files": dict(request.digests), "attested": attested})

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from factory.build.compare import Difference
 from factory.diff.model import Change, End, FileChanges, ImageDifference, PackageChange, SourceChange
 from factory.report.text import size, size_change
+from factory.system.text import visible
 
 NAMED = 40
 """How many of a kind a terminal shows; ``--json`` has all."""
@@ -23,14 +24,9 @@ _MARKS = {"added": "+", "removed": "-", "upgraded": "^", "downgraded": "v"}
 _NOTE_ENTRIES, _NOTE_FILES = 3, 20
 
 
-def safe(text: object) -> str:
-    """One line in which characters that hide, move or end others are shown instead of obeyed."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(text))
-
-
 def marked(text: object) -> str:
-    """The same, for Markdown: no character of it is markup."""
-    return _MARKUP.sub(r"\\\1", safe(text)).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+    """One line for Markdown, nothing of it obeyed: no character of it is markup."""
+    return _MARKUP.sub(r"\\\1", visible(text)).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
 
 
 # -- on a terminal ----------------------------------------------------------------------------------------------------
@@ -54,7 +50,7 @@ def lines(found: ImageDifference) -> Iterator[str]:
             f"files: {files_counted(found.files)}", map(_file_line, found.files.unexplained), always=True
         )
     for one in found.unknown:
-        yield f"not compared: {safe(one)}"
+        yield f"not compared: {visible(one)}"
 
 
 def _section(title: str, rows: Iterable[str], *, always: bool = False) -> Iterator[str]:
@@ -69,7 +65,7 @@ def _section(title: str, rows: Iterable[str], *, always: bool = False) -> Iterat
 
 def _end(end: End) -> str:
     told = (end.image, end.made, f"{end.packages} packages", size(end.size_bytes) if end.size_bytes else "")
-    return safe(f"{end.name}  {', '.join(filter(None, told))}{f'  sha256 {end.sha256[:16]}' if end.sha256 else ''}")
+    return visible(f"{end.name}  {', '.join(filter(None, told))}{f'  sha256 {end.sha256[:16]}' if end.sha256 else ''}")
 
 
 def kinds(found: ImageDifference) -> tuple[tuple[str, tuple[Change, ...]], ...]:
@@ -99,23 +95,23 @@ def _fix_lines(sources: Iterable[SourceChange]) -> Iterator[str]:
     for one in sources:
         head = f"{one.source} {one.old} -> {one.new}:"
         if one.fixes:
-            yield from textwrap.wrap(safe(f"{head} {', '.join(one.fixes)}"), _WIDTH, subsequent_indent="    ")
+            yield from textwrap.wrap(visible(f"{head} {', '.join(one.fixes)}"), _WIDTH, subsequent_indent="    ")
         if not one.complete:
-            yield safe(f"{head} its changelog here does not reach back to {one.old}")
+            yield visible(f"{head} its changelog here does not reach back to {one.old}")
 
 
 def _package_line(one: PackageChange) -> str:
     versions = " -> ".join(filter(None, (one.old, one.new)))
-    return safe(f"{_MARKS[one.change]} {one.name}:{one.arch} {versions}")
+    return visible(f"{_MARKS[one.change]} {one.name}:{one.arch} {versions}")
 
 
 def _change_line(one: Change) -> str:
-    return safe(f"{one.name}: {one.old or 'not there'} -> {one.new or 'gone'}")
+    return visible(f"{one.name}: {one.old or 'not there'} -> {one.new or 'gone'}")
 
 
 def _file_line(one: Difference) -> str:
     words = "/".join("removed" if word == "missing" else word for word in one.classes)
-    return safe(f"{words:<8} {one.name}" + (f" ({one.package})" if one.package else ""))
+    return visible(f"{words:<8} {one.name}" + (f" ({one.package})" if one.package else ""))
 
 
 # -- as a release note ------------------------------------------------------------------------------------------------
@@ -137,7 +133,7 @@ def release_note(found: ImageDifference | None, new: End, *, line: str) -> str:
 
 
 def _code(text: str) -> str:
-    return safe(text).replace("`", "'")
+    return visible(text).replace("`", "'")
 
 
 def _note_body(found: ImageDifference) -> Iterator[str]:
@@ -187,7 +183,8 @@ def _note_entries(sources: Iterable[SourceChange]) -> Iterator[str]:
     for one in told:
         yield f"\n### {marked(one.source)} {marked(one.new)}\n"
         for entry in one.entries[:_NOTE_ENTRIES]:
-            yield f"    {safe(entry.source)} ({safe(entry.version)}) {safe(entry.urgency)} {safe(entry.date)}".rstrip()
-            yield from (f"    {safe(row)}".rstrip() for row in entry.text.split("\n"))
+            source, version = visible(entry.source), visible(entry.version)
+            yield f"    {source} ({version}) {visible(entry.urgency)} {visible(entry.date)}".rstrip()
+            yield from (f"    {visible(row)}".rstrip() for row in entry.text.split("\n"))
         if len(one.entries) > _NOTE_ENTRIES:
             yield f"\n{len(one.entries) - _NOTE_ENTRIES} earlier entries are left out."

@@ -25,6 +25,7 @@ from factory.sign.checksums import is_plain, sums_text
 from factory.sign.evidence import LOCK, PUBLIC_KEY, VERDICT, Evidence, Fault, images_in, judge, judged_at, name_of
 from factory.sign.openpgp import Home, Key
 from factory.sign.strict_json import Kind, Malformed, parse, shaped
+from factory.system.text import visible
 
 VERDICT_DAYS = 7
 """A verdict older than this is stale: packages it did not see may have had security fixes since."""
@@ -32,7 +33,7 @@ CLOCK_SLACK = timedelta(hours=1)
 REQUEST_SCHEMA, ANSWER_SCHEMA = "factory/sign-request/1", "factory/signatures/1"
 LIMIT_BYTES = 32 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SHOWN_FAULTS = 20
+_SHOWN_FAULTS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,8 +210,3 @@ def expect_answer(sealed: Sealed, request: SigningRequest) -> None:
 def _bytes(text: str) -> bytes:
     """A text that was read from JSON; what cannot be UTF-8 stays as it is, and is then refused as no UTF-8."""
     return text.encode("utf-8", "surrogatepass")
-
-
-def visible(text: str) -> str:
-    """Text from elsewhere, safe to print."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

@@ -33,6 +33,7 @@ from factory.sign.keyring import THROW_AWAY_USER_ID, KeyDates, end_of, key_dates
 from factory.sign.openpgp import Home, Key, Signature, public_home
 from factory.sign.strict_json import Malformed
 from factory.system.files import digests, sha256_file
+from factory.system.text import visible
 
 SIGNED_SUFFIXES = (".qcow2", ".tar", ".tar.gz", ".tar.xz", ".tar.zst")
 """Of these kinds are the files with a signature of their own where no provenance names them."""
@@ -334,7 +335,7 @@ def _life(created: datetime, expires: datetime | None) -> str:
 
 
 def _not_good(directory: Path, faults: list[tuple[str, str]]) -> NotGood:
-    shown = tuple((_visible(name), _visible(problem)) for name, problem in faults[:_SHOWN_FAULTS])
+    shown = tuple((visible(name), visible(problem)) for name, problem in faults[:_SHOWN_FAULTS])
     if len(faults) > _SHOWN_FAULTS:
         shown += (("more", f"{len(faults) - _SHOWN_FAULTS} faults are not shown"),)
     return NotGood(
@@ -342,7 +343,3 @@ def _not_good(directory: Path, faults: list[tuple[str, str]]) -> NotGood:
         facts=shown,
         hint="do not use these files; fetch them again, or ask whoever published them",
     )
-
-
-def _visible(text: str) -> str:
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

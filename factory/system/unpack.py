@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
 
 from factory.errors import NotGood
+from factory.system.text import visible
 
 _CHUNK_BYTES = 1 << 20
 _PACKED_BYTES = 1 << 16
@@ -100,7 +101,7 @@ def unpack(archive: Path, folder: Path, *, links: bool = False, limits: Limits |
                     tops.add(path.parts[0])
                     _make(members, member, folder / path)
     except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as malformed:
-        raise NotGood(f"'{archive.name}' cannot be unpacked: {_visible(str(malformed))}") from malformed
+        raise NotGood(f"'{archive.name}' cannot be unpacked: {visible(str(malformed)[:200])}") from malformed
     if len(tops) != 1:
         raise NotGood(f"'{archive.name}' does not hold one folder")
     return folder / tops.pop()
@@ -122,7 +123,7 @@ def _checked(
             problem = "would be written through a link"
         if problem:
             raise NotGood(
-                f"'{name}' is not unpacked: '{_visible(member.name)}' {problem}",
+                f"'{name}' is not unpacked: '{visible(member.name[:200])}' {problem}",
                 hint="do not use this archive; fetch it again, or ask whoever published it",
             )
         made.add(path)
@@ -157,7 +158,3 @@ def _make(members: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None
         while chunk := content.read(_CHUNK_BYTES):
             file.write(chunk)
         os.fchmod(file.fileno(), 0o755 if member.mode & 0o100 else 0o644)
-
-
-def _visible(text: str) -> str:
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text[:200])

@@ -29,7 +29,7 @@ from factory.diff.decide import difference
 from factory.diff.model import Booted, Change, End, ImageDifference, Side, Socket
 from factory.diff.note import SCHEMA, difference_text, write_notes
 from factory.diff.read import read_side
-from factory.diff.text import lines, marked, release_note, safe
+from factory.diff.text import lines, marked, release_note
 from factory.diff.versions import compare, of_source
 from factory.errors import InputFault, NotGood
 from factory.ledger import RunRecord, StageRecord, detail_of
@@ -48,6 +48,7 @@ from factory.store.directory import publish_directory
 from factory.store.metadata import release_properties
 from factory.system.files import sha256_file
 from factory.system.state import Run, State
+from factory.system.text import visible
 from factory.verify.booted import listening, settings_of
 from testsuite.fakes.bundles import make_bundle, with_description
 
@@ -309,7 +310,7 @@ def test_marked_text_stays_one_line_without_markup(text: str) -> None:
     found = marked(text)
     assert "\n" not in found
     assert "<" not in found
-    assert safe(text).isprintable()
+    assert visible(text).isprintable()
 
 
 # -- listening
