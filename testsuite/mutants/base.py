@@ -177,7 +177,7 @@ def healthy_base(
             "user": subject.description.login_user,
             "epoch": str(artifact.epoch),
             "certificates": artifact.recipe.region_client.cert_location,
-            "update_server": artifact.recipe.regions[0].update_servers[0].name,
+            "update_servers": " ".join(one.name for one in artifact.recipe.regions[0].update_servers),
             "short_lived_key": short_lived_key(folder),
         }
         frozen = stack.enter_context(freeze(guest))
