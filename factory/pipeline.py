@@ -23,7 +23,8 @@ from factory.describe import describe
 from factory.diff.note import write_notes
 from factory.errors import StoreError
 from factory.gc import expect_space
-from factory.inputs.age import suite_ages
+from factory.inputs.age import Trust, suite_ages
+from factory.inputs.signers import Signers
 from factory.installation import Installation
 from factory.ledger import Ledger, detail_of
 from factory.model import (
@@ -305,10 +306,11 @@ class Line(Record):
 
     def stale(self, artifact: Artifact) -> tuple[str, ...]:
         """The mirrors that this image was built from and that are further behind than the site file allows."""
+        recipe, state = artifact.recipe, self.here.state
         ages = suite_ages(
             artifact.lock,
-            blobs=self.here.state.blobs,
-            keyrings=artifact.recipe.keyrings,
+            blobs=state.blobs,
+            trust=Trust(keyrings=recipe.keyrings, pinned=recipe.signers, signers=Signers(state.signers)),
             wanted=self.here.site.freshness,
             now=self.now(),
         )

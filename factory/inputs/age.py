@@ -13,7 +13,8 @@ from factory.errors import InputsError
 from factory.inputs.blobs import BlobStore
 from factory.inputs.index import parse_release
 from factory.inputs.lock import read_lock
-from factory.inputs.signature import signed_text
+from factory.inputs.signature import signed
+from factory.inputs.signers import Signers
 from factory.inputs.upstream import Upstream
 from factory.model import Freshness
 
@@ -55,13 +56,36 @@ class SuiteAge:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Who may date an index: just those whose indexes a build takes.
+
+    ``keyrings`` and ``pinned`` (full fingerprints of ``keys/upstream.toml``) are by a repository's alias; ``signers``
+    knows who signed those for which nobody is pinned.
+    """
+
+    keyrings: Mapping[str, Path]
+    pinned: Mapping[str, tuple[str, ...]]
+    signers: Signers
+
+    def date(self, file: Path, repository: str, suite: str) -> datetime:
+        """The date that an index was signed at.
+
+        Raises:
+            InputsError: it is not signed well, or by somebody else.
+        """
+        found = signed(file, keyring=self.keyrings[repository], repository=repository, suite=suite)
+        self.signers.expect(repository, suite, pinned=self.pinned.get(repository, ()), found=found.signers)
+        return parse_release(found.text).date
+
+
 def suite_ages(
-    lock: Path, *, blobs: Path, keyrings: Mapping[str, Path], wanted: Mapping[str, Freshness], now: datetime
+    lock: Path, *, blobs: Path, trust: Trust, wanted: Mapping[str, Freshness], now: datetime
 ) -> tuple[SuiteAge, ...]:
     """Judge every suite of a lock whose repository must be fresh, against upstream where it answers.
 
     Raises:
-        InputsError: an index of the lock is not in the store any more, or not signed by the repository's keyring.
+        InputsError: an index of the lock is not in the store any more, or not signed by who must have signed it.
     """
     found = []
     client, away = Upstream(pause_s=0.5), dict[str, str]()
@@ -70,12 +94,11 @@ def suite_ages(
         rule, suite = wanted.get(entry.repository), folder.removeprefix("dists/")
         if file != "InRelease" or rule is None or not entry.found or (rule.suites and suite not in rule.suites):
             continue
-        keyring = keyrings[entry.repository]
-        ours = _date(BlobStore(blobs).path(entry.sha512), keyring, entry.repository, suite)
+        ours = _recorded_date(BlobStore(blobs).path(entry.sha512), trust, entry.repository, suite)
         theirs, why = None, "no upstream is named" if not rule.upstream else away.get(rule.upstream, "")
         if not why:
             address = f"{rule.upstream}/{entry.path}"
-            theirs, why = _upstream_date(client, address, keyring, entry.repository, suite)
+            theirs, why = _upstream_date(client, address, trust, entry.repository, suite)
             away |= {rule.upstream: why} if why else {}
         found.append(
             SuiteAge(
@@ -91,16 +114,16 @@ def suite_ages(
     return tuple(found)
 
 
-def _date(file: Path, keyring: Path, repository: str, suite: str) -> datetime:
+def _recorded_date(file: Path, trust: Trust, repository: str, suite: str) -> datetime:
     if not file.is_file():
         raise InputsError(
             f"the index of repository '{repository}' (suite {suite}) is not recorded any more", hint="build again"
         )
-    return parse_release(signed_text(file, keyring=keyring, repository=repository, suite=suite)).date
+    return trust.date(file, repository, suite)
 
 
 def _upstream_date(
-    client: Upstream, address: str, keyring: Path, repository: str, suite: str
+    client: Upstream, address: str, trust: Trust, repository: str, suite: str
 ) -> tuple[datetime | None, str]:
     """The date of upstream's own index, or why there is none; only a date that was signed counts."""
     with tempfile.NamedTemporaryFile(prefix="factory-upstream-") as file:
@@ -116,6 +139,6 @@ def _upstream_date(
             return None, f"upstream is not reachable: {away.message}"
         file.flush()
         try:
-            return _date(Path(file.name), keyring, repository, suite), ""
+            return trust.date(Path(file.name), repository, suite), ""
         except InputsError as refused:
             return None, f"upstream's index is not good: {refused.message}"

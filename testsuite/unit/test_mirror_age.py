@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from factory.errors import InputsError
-from factory.inputs.age import SuiteAge, suite_ages
+from factory.inputs.age import SuiteAge, Trust, suite_ages
 from factory.inputs.blobs import BlobStore
 from factory.inputs.lock import Input, write_lock
+from factory.inputs.signers import Signers
 from factory.installation import Installation
 from factory.model import (
     Artifact,
@@ -41,7 +43,10 @@ DAY = timedelta(days=1)
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SigningKey]:
     folder = tmp_path_factory.mktemp("k")
-    return {user: make_key(folder, user) for user in ("archive", "stranger")}
+    made = {user: make_key(folder, user) for user in ("archive", "stranger")}
+    both = folder / "both.gpg"
+    both.write_bytes(b"".join(key.keyring.read_bytes() for key in made.values()))
+    return made | {"both": dataclasses.replace(made["archive"], keyring=both)}
 
 
 @pytest.fixture
@@ -68,11 +73,28 @@ def recorded(tmp_path: Path, keys: dict[str, SigningKey]) -> Callable[[datetime]
     return record
 
 
-def judge(lock: Path, keys: dict[str, SigningKey], *, upstream: str = "", hours: int = 24) -> tuple[SuiteAge, ...]:
+def trust(keys: dict[str, SigningKey], *pinned: str, folder: Path | None = None) -> Trust:
+    """One keyring has both keys: which of them counts is not its to say."""
+    return Trust(
+        keyrings={"debian-security": keys["both"].keyring if pinned or folder else keys["archive"].keyring},
+        pinned={"debian-security": tuple(fingerprint(keys[name]) for name in pinned)} if pinned else {},
+        signers=Signers(folder),
+    )
+
+
+def fingerprint(key: SigningKey) -> str:
+    argv = ["gpg", "--homedir", str(key.home), "--batch", "--with-colons", "--list-keys", key.user]
+    listed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    return next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr:"))
+
+
+def judge(
+    lock: Path, keys: dict[str, SigningKey], *, upstream: str = "", hours: int = 24, by: Trust | None = None
+) -> tuple[SuiteAge, ...]:
     return suite_ages(
         lock,
         blobs=lock.parent / "state" / "blobs",
-        keyrings={"debian-security": keys["archive"].keyring},
+        trust=by or trust(keys),
         wanted={"debian-security": Freshness(fresh_within_h=hours, upstream=upstream)},
         now=NOW,
     )
@@ -124,10 +146,29 @@ def test_only_what_upstream_signed_counts(tmp_path, keys, recorded, wrong: str) 
     assert not age.stale
 
 
+@pytest.mark.parametrize("known", ["pinned", "seen before"])
+def test_only_the_keys_that_builds_take_may_date_an_index(tmp_path, keys, recorded, known: str) -> None:
+    """Both keys are in the keyring, and both signatures are good; one of them is not the repository's."""
+    archive = Archive(root=tmp_path / "upstream", key=keys["archive"], suite="trixie-security")
+    lock = recorded(NOW - 25 * HOUR)
+    by = trust(keys, *(["archive"] if known == "pinned" else []), folder=tmp_path / "signers")
+    with mirror(archive.root) as (address, _):
+        archive.publish(signed=NOW)
+        (age,) = judge(lock, keys, upstream=address, by=by)
+        assert (age.upstream, age.stale, age.why) == (NOW, True, "")
+        archive.publish(signed=NOW - 25 * HOUR, key=keys["stranger"])
+        (age,) = judge(lock, keys, upstream=address, by=by)
+    assert age.upstream is None
+    assert "'debian-security' (suite trixie-security) is signed by another key" in age.why
+    assert age.stale, "a date of a stranger must not hide that the mirror is behind"
+    with pytest.raises(InputsError, match="signed by another key"):
+        judge(lock, keys, by=trust(keys, "stranger"))
+
+
 def test_repositories_and_suites_without_the_key_are_never_asked(keys, recorded) -> None:
     lock = recorded(NOW - 300 * DAY)
     for wanted in ({}, {"debian-security": Freshness(fresh_within_h=1, suites=("trixie",))}):
-        found = suite_ages(lock, blobs=lock.parent / "state/blobs", keyrings={}, wanted=wanted, now=NOW)
+        found = suite_ages(lock, blobs=lock.parent / "state/blobs", trust=trust(keys), wanted=wanted, now=NOW)
         assert found == ()
 
 
