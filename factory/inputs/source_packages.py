@@ -10,7 +10,6 @@ stopped.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import posixpath
 import re
@@ -131,7 +130,7 @@ def export_sources(
     found: dict[Source, SourcePackage] = {}
     for signed in (at.recorder, locked):
         left = [source for source in wanted if source not in found]
-        for index in _indexes(repositories, signed, at, out) if left else ():
+        for index in _indexes(repositories, signed, at, out, say) if left else ():
             say(f"looking into {index}")
             found = {**_in_index(index, left), **found}
     listed = [
@@ -187,15 +186,20 @@ class _Index:
 
 
 def _indexes(
-    repositories: tuple[Repository, ...], signed: Replay | Recorder, at: Mirrors, out: Path
+    repositories: tuple[Repository, ...], signed: Replay | Recorder, at: Mirrors, out: Path, say: Say
 ) -> Iterator[_Index]:
     """The ``Sources`` indexes that the signed indexes of ``signed`` name, as far as the mirror has them."""
     signed.read_indexes(repositories)
+    unlike: Say = say if signed is at.recorder else lambda _: None  # one of an earlier time is not expected there
     for one in repositories:
         for suite in one.suites:
             release = signed.release(one.alias, f"dists/{suite}")
             for component in one.components:
-                file = _index_file(release, f"dists/{suite}", component, alias=one.alias, at=at, out=out)
+                try:
+                    file = _index_file(release, f"dists/{suite}", component, alias=one.alias, at=at, out=out)
+                except _Unlike as other:
+                    unlike(f"{one.alias} {suite} {component}: {other}")
+                    continue
                 if file is not None:
                     yield _Index(
                         repository=one.alias,
@@ -204,6 +208,10 @@ def _indexes(
                         date=release.date,
                         stanzas=Stanzas(index_text(file.name, file)),
                     )
+
+
+class _Unlike(Exception):
+    """The mirror has an index of sources, and not the one that its signed index names."""
 
 
 def _index_file(release: Release, suite: str, component: str, *, alias: str, at: Mirrors, out: Path) -> Path | None:
@@ -217,10 +225,10 @@ def _index_file(release: Release, suite: str, component: str, *, alias: str, at:
     if fetch(Wanted(name=name, address=by_hash, sha256=sha256), file, at.upstream):
         return file
     plain = at.recorder.address(alias, f"{suite}/{name}")
-    with contextlib.suppress(InputsError):  # it is of another time than the signed index
-        if fetch(Wanted(name=name, address=plain, sha256=sha256), file, at.upstream):
-            return file
-    return None
+    try:
+        return file if fetch(Wanted(name=name, address=plain, sha256=sha256), file, at.upstream) else None
+    except InputsError as other:
+        raise _Unlike(other.message) from other
 
 
 def _in_index(index: _Index, wanted: Iterable[Source]) -> dict[Source, SourcePackage]:
