@@ -150,22 +150,54 @@ def space(here: Installation) -> Finding:
 
 def mirrors(here: Installation) -> Iterator[Finding]:
     """Every mirror that the descriptions read from, by asking it for a signed index, with the credentials it wants."""
-    from factory.describe import build_sources, images
-    from factory.inputs.upstream import Upstream
+    from factory.describe import images
 
     asked: set[tuple[str, bool]] = set()
     for image in images(here.project):
         try:
-            logins = here.logins(image)
+            for question in mirrors_of(here, image):
+                if question.key not in asked:
+                    asked.add(question.key)
+                    yield question.ask()
         except InputFault as unread:
             yield from (Finding(name="secret", ok=False, says=str(one), cure="see site.toml") for one in unread.faults)
-            continue
-        upstream = Upstream(timeout_s=_MIRROR_TIMEOUT_S, attempts=1, logins=logins)
-        for alias, mirror, suite in build_sources(here.project, image, site=here.site):
-            address = f"{mirror.rstrip('/')}/dists/{suite}/InRelease"
-            if (address, bool(logins)) not in asked:
-                asked.add((address, bool(logins)))
-                yield _mirror(f"mirror {alias} {suite}", address, upstream, alias=alias)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A mirror that is to be asked for a signed index; two with the same ``key`` have the same answer."""
+
+    name: str
+    alias: str
+    address: str
+    upstream: Upstream
+    key: tuple[str, bool]
+
+    def ask(self) -> Finding:
+        """Whether it answers."""
+        return _mirror(self.name, self.address, self.upstream, alias=self.alias)
+
+
+def mirrors_of(here: Installation, image: str) -> Iterator[Question]:
+    """The mirrors that builds of one image read from.
+
+    Raises:
+        InputFault: the description has faults, or a secret cannot be read.
+    """
+    from factory.describe import build_sources
+    from factory.inputs.upstream import Upstream
+
+    logins = here.logins(image)
+    upstream = Upstream(timeout_s=_MIRROR_TIMEOUT_S, attempts=1, logins=logins)
+    for alias, mirror, suite in build_sources(here.project, image, site=here.site):
+        address = f"{mirror.rstrip('/')}/dists/{suite}/InRelease"
+        yield Question(
+            name=f"mirror {alias} {suite}",
+            alias=alias,
+            address=address,
+            upstream=upstream,
+            key=(address, bool(logins)),
+        )
 
 
 def _mirror(name: str, address: str, upstream: Upstream, *, alias: str) -> Finding:

@@ -15,6 +15,7 @@ import typer
 # Importing a module adds its verbs, in the order in which --help shows them.
 from factory.cli import (
     stages,
+    images,
     releases,
     diff,
     rebuild,
@@ -39,6 +40,7 @@ __all__ = [
     "cloud",
     "diff",
     "host",
+    "images",
     "inputs",
     "keys",
     "main",

@@ -32,27 +32,6 @@ if TYPE_CHECKING:
     from factory.promises import Promise
 
 
-@app.command("list")
-def list_images(as_json: Json = False) -> None:
-    """The images there are, and how each last went."""
-    from factory.describe import generic_twice, images, load_description
-
-    here = installation()
-    if twice := generic_twice(here.project):
-        raise InputFault("of these images only one of each pair can be generic", faults=twice)
-    rows = []
-    for name in images(here.project):
-        description = load_description(here.project, name)
-        runs = here.state.runs_of(name)
-        last = f"{runs[0].id} ({', '.join(runs[0].stages()) or 'nothing finished'})" if runs else "never built"
-        rows.append({"image": name, "line": description.line, "builder": description.builder, "last": last})
-    if as_json:
-        print_json("list", rows)
-        return
-    for row in rows:
-        table(*row.items())
-
-
 @app.command()
 def status(as_json: Json = False) -> None:
     """Each image's last run, its outcome, what is published, and which promises about it are at risk."""

@@ -35,6 +35,7 @@ from factory.describe.kiwi_xml import build_suites, config_faults, parse, read_c
 from factory.describe.load import DESCRIPTIONS, generic_twice, images, load_description, load_site
 from factory.describe.repositories import Sources, address, mirror, sources
 from factory.describe.resolve import made_later, overlay_files, write_tree
+from factory.describe.scaffold import scaffold
 from factory.errors import Fault, InputFault
 from factory.model import Description, Recipe, Region, Site
 from factory.region.check import examine, examine_site, tree_subject
@@ -49,9 +50,11 @@ __all__ = [
     "describe",
     "examine_image",
     "generic_twice",
+    "image_faults",
     "images",
     "load_description",
     "load_site",
+    "scaffold",
 ]
 
 
@@ -126,6 +129,15 @@ def examine_image(project: Path, image: str, *, site: Site, regions: tuple[Regio
         examine(subject, notes, now=now, lifetime_days=lifetime_days(description, site))
         secrets(tree, notes)
     return located(notes, site, regions, client)
+
+
+def image_faults(project: Path, image: str, *, site: Site, now: datetime) -> tuple[Fault, ...]:
+    """Why an image could not be described on this host, so far as can be told without writing or asking anybody."""
+    try:
+        _resolve(project, image, site=site, regions=site.regions, now=now, judge=bool(site.regions))
+    except InputFault as wrong:
+        return wrong.faults or (Fault(place=f"{DESCRIPTIONS}/{image}", problem=wrong.message, cure=wrong.hint),)
+    return ()
 
 
 def build_sources(project: Path, image: str, *, site: Site) -> Iterator[tuple[str, str, str]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -47,10 +48,7 @@ def load_description(project: Path, image: str) -> Description:
     """
     known = images(project)
     if image not in known:
-        raise InputFault(
-            f"there is no image '{image}'",
-            hint=f"known: {', '.join(known)}" if known else f"'{project / DESCRIPTIONS}' holds no image.toml",
-        )
+        raise unknown_image(project, image)
     shown = f"{DESCRIPTIONS}/{image}/{IMAGE_FILE}"
     path = project / shown
     read = read_toml(path, ImageFile, shown=shown)
@@ -63,6 +61,16 @@ def load_description(project: Path, image: str) -> Description:
     if wrong:
         raise InputFault(f"'{shown}' has {count(len(wrong), 'fault')}", faults=wrong)
     return description
+
+
+def unknown_image(project: Path, image: str) -> InputFault:
+    """The fault that there is no such image: with the nearest name, and all there are."""
+    known = images(project)
+    if not known:
+        return InputFault(f"there is no image '{image}'", hint=f"'{project / DESCRIPTIONS}' holds no {IMAGE_FILE}")
+    near = difflib.get_close_matches(image, known, n=1)
+    meant = f"did you mean '{near[0]}'? " if near else ""
+    return InputFault(f"there is no image '{image}'", hint=f"{meant}known: {', '.join(known)}")
 
 
 def generic_twice(project: Path, image: str = "") -> tuple[Fault, ...]:

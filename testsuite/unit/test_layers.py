@@ -30,7 +30,19 @@ LAYERS = (
         "promises",
         "table",
     },
-    {"watch", "canaries", "diff", "record", "sources", "unchanged", "pipeline", "rebuild", "doctor", "installation"},
+    {
+        "watch",
+        "canaries",
+        "diff",
+        "record",
+        "sources",
+        "unchanged",
+        "pipeline",
+        "rebuild",
+        "doctor",
+        "installation",
+        "overview",
+    },
     {"cli"},
 )
 MODULES = sorted(ROOT.rglob("*.py"))
