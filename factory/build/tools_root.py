@@ -18,7 +18,8 @@ from factory.errors import BuildError
 from factory.system.run import run
 
 VERSION = 1
-"""Of how a tree is made from its packages; another number makes another tree of the same packages."""
+"""Of how a tree is made from its packages: part of its name. Who changes what is made counts it up; a test knows what
+each version makes."""
 _THREADS = 4
 _UNNEEDED = (
     *(f"usr/share/{name}" for name in ("bash-completion", "bug", "doc", "doc-base", "i18n", "info", "javascript")),
@@ -69,7 +70,8 @@ _FILES = {
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
     "etc/mke2fs.conf": _MKE2FS,
 }
-_COMPILE = ("python3", "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-x", "/tests?/")
+COMPILE = ("python3", "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-x", "/tests?/")
+"""The one program that runs, inside the tree; places are added."""
 
 
 def make_root(folder: Path, packages: Mapping[str, Path]) -> None:
@@ -78,6 +80,12 @@ def make_root(folder: Path, packages: Mapping[str, Path]) -> None:
     Raises:
         BuildError: a package is damaged, holds what it must not, or another has the same file.
     """
+    lay(folder, packages)
+    _compile(folder)
+
+
+def lay(folder: Path, packages: Mapping[str, Path]) -> None:
+    """All of :func:`make_root` that runs no program."""
     folder.chmod(0o755)
     root = Root(folder, unneeded=_UNNEEDED)
     debian = sorted(name for name in packages if name.endswith(".deb"))
@@ -87,14 +95,12 @@ def make_root(folder: Path, packages: Mapping[str, Path]) -> None:
     for name in sorted(set(packages) - set(debian)):
         add_python(root, packages[name], name)
     _finish(folder)
-    _compile(folder)
 
 
 def _finish(folder: Path) -> None:
     """What maintainer scripts would have done."""
     for inside, mode in _FOLDERS.items():
-        (folder / inside).mkdir(parents=True, exist_ok=True)
-        (folder / inside).chmod(mode)
+        _folder(folder, inside).chmod(mode)
     for inside, target in _LINKS.items():
         if not (folder / inside).is_symlink():
             (folder / inside).symlink_to(target)
@@ -108,9 +114,20 @@ def _finish(folder: Path) -> None:
         _write(folder, inside, text)
 
 
+def _folder(folder: Path, inside: str) -> Path:
+    """A folder of the tree, made where it is not there; whatever umask we run with, everybody may look into it."""
+    path = folder
+    for part in Path(inside).parts:
+        path /= part
+        if not path.is_dir():
+            path.mkdir()
+            path.chmod(0o755)
+    return path
+
+
 def _write(folder: Path, inside: str, text: str) -> None:
     path = folder / inside
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _folder(folder, str(Path(inside).parent))
     path.unlink(missing_ok=True)
     path.write_text(text)
     path.chmod(0o644)
@@ -122,4 +139,4 @@ def _compile(folder: Path) -> None:
     if not version:
         raise BuildError("the tools tree has no Python")
     places = [f"/usr/lib/{version}", f"/{PACKAGES}"]
-    run(["chroot", folder, *_COMPILE, *places], env={"SOURCE_DATE_EPOCH": "0"}, timeout_s=600, umask=0o022)
+    run(["chroot", folder, *COMPILE, *places], env={"SOURCE_DATE_EPOCH": "0"}, timeout_s=600, umask=0o022)
