@@ -55,9 +55,6 @@ def packages(folder: Path) -> dict[str, Path]:
     with zipfile.ZipFile(wheel, "w") as archive:
         for inside, text in {"wheeled/main.py": "x = 1\n", "wheeled-1.0.dist-info/entry_points.txt": points}.items():
             archive.writestr(zipfile.ZipInfo(inside, (2026, 11, 20, 20, 0, 0)), text)
-        program = zipfile.ZipInfo("wheeled/program", (2026, 11, 20, 20, 0, 0))
-        program.external_attr = 0o100755 << 16
-        archive.writestr(program, "#!/bin/sh\n")
     path = source(folder, PROJECT_TOML, {"tool/main.py": "x = 1\n", "setup.py": "raise SystemExit\n"})
     return made | {wheel.name: wheel, path.name: path}
 
