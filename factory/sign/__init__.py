@@ -9,7 +9,6 @@ of them, and detached signatures. Where the key is on another host, a request go
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +26,7 @@ from factory.sign.request import VERDICT_DAYS, Sealed, SigningRequest, expect_an
 from factory.sign.statements import PROVENANCE, TEST_RESULT, provenance, test_result, verdict_json
 from factory.sign.verify import verify_signatures
 from factory.system.files import appearing, expect_digest, sha256_file, write_whole
+from factory.system.readings import link
 from factory.system.state import Run, State
 
 STATEMENTS = (PROVENANCE, TEST_RESULT)
@@ -214,9 +214,10 @@ def _prepared(
 ) -> tuple[_Parts, SigningRequest]:
     """The parts of the bundle, and what is to be signed about them."""
     expect_green(artifact, verdict, now=now)
-    expect_digest(artifact.path, artifact.sha256)
-    expect_digest(artifact.tarball, artifact.tarball_sha256)
-    expect_digest(artifact.lock, artifact.lock_sha256)
+    # what a signature will vouch for is read here and now, whatever was read before
+    expect_digest(artifact.path, artifact.sha256, anew=True)
+    expect_digest(artifact.tarball, artifact.tarball_sha256, anew=True)
+    expect_digest(artifact.lock, artifact.lock_sha256, anew=True)
     made = _built(artifact)
     files = {**made, **_noted(verdict, run)}
     texts = {VERDICT: verdict_json(artifact, verdict), JUNIT: junit(verdict)}
@@ -252,7 +253,7 @@ def _built(artifact: Artifact) -> dict[Path, str]:
     known = {artifact.path: artifact.sha256, artifact.tarball: artifact.tarball_sha256}
     known |= {artifact.lock: artifact.lock_sha256, artifact.packages_list: sha256_file(artifact.packages_list)}
     if artifact.sbom is not None:
-        expect_digest(artifact.sbom, artifact.sbom_sha256)
+        expect_digest(artifact.sbom, artifact.sbom_sha256, anew=True)
         known[artifact.sbom] = artifact.sbom_sha256
     return known | {path: sha256_file(path) for path in (artifact.inventory, artifact.changelogs) if path is not None}
 
@@ -267,7 +268,7 @@ def _fill(folder: Path, parts: _Parts, sealed: Mapping[str, str]) -> None:
     """Put the parts and the signed files into a new ``folder``."""
     folder.mkdir()
     for path in parts.files:
-        os.link(path, folder / path.name)
+        link(path, folder / path.name)
     for name, text in {**parts.texts, **sealed}.items():
         write_whole(folder / name, text)
 

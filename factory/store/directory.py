@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from factory.errors import StoreError
 from factory.model import RELEASE_NOTE, Bundle, Target
 from factory.store.metadata import release_properties
 from factory.system.files import appearing, expect_digest, free_bytes, write_whole
+from factory.system.readings import link
 
 _PAGES = Path(__file__).parent / "pages"
 _OURS_ALONE = "imgfactory_"
@@ -97,6 +97,6 @@ def verify_lines(fingerprint: str) -> str:
 def _link_or_copy(source: Path, to: Path) -> None:
     """Signed files never change, so the run's and the directory's may be one; across file systems they are copied."""
     with contextlib.suppress(OSError):
-        os.link(source, to)
+        link(source, to)
         return
     shutil.copyfile(source, to)

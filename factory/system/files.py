@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factory.errors import FactoryError
+from factory.system.readings import known_sha256, reading
 
 _CHUNK_BYTES = 1 << 20
 
@@ -30,12 +31,18 @@ class Digests:
 def digests(path: Path) -> Digests:
     """Read ``path`` once and return its digests and size."""
     sha256, sha512, size = hashlib.sha256(), hashlib.sha512(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            sha256.update(chunk)
-            sha512.update(chunk)
-            size += len(chunk)
-    return Digests(sha256=sha256.hexdigest(), sha512=sha512.hexdigest(), size_bytes=size)
+
+    def read() -> str:
+        nonlocal size
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                sha256.update(chunk)
+                sha512.update(chunk)
+                size += len(chunk)
+        return sha256.hexdigest()
+
+    found = reading(path, read)
+    return Digests(sha256=found, sha512=sha512.hexdigest(), size_bytes=size)
 
 
 def sha256_file(path: Path) -> str:
@@ -44,11 +51,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def expect_digest(path: Path, sha256: str) -> None:
-    """Raise FactoryError unless the file at ``path`` has this SHA-256."""
+def expect_digest(path: Path, sha256: str, *, anew: bool = False) -> None:
+    """Raise FactoryError unless the file at ``path`` has this SHA-256.
+
+    Args:
+        anew: read it although this process did and it has not changed since (:mod:`factory.system.readings`).
+    """
     if not path.is_file():
         raise FactoryError(f"'{path}' is missing", hint="the run directory is incomplete; build again")
-    found = sha256_file(path)
+    found = (None if anew else known_sha256(path)) or reading(path, lambda: sha256_file(path))
     if found != sha256:
         raise FactoryError(
             f"'{path}' is not the file that was recorded",
