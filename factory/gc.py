@@ -4,7 +4,8 @@
 What stays whole: an image's newest runs, its newest built one, and those whose image is ``_latest`` or ``_prev``. An
 older run is thinned: its records, logs and report stay, its tree and images go. Much older runs go altogether. A blob
 stays while a whole run's ``inputs.lock`` names it, and for a while after it was recorded; a tools tree stays while a
-whole run was built with it, and for a while after it was used.
+whole run was built with it, and for a while after it was used; a kept root tree for a while after it was used, while it
+is one of the newest of its image.
 
 The plan is made from a listing and nothing else. A run is taken away under its image's lock, by one rename; what a
 crash leaves of that is removed by the next collection.
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from factory.errors import FactoryError, LineHeld
 from factory.inputs.lock import read_lock
+from factory.inputs.roots import surplus
 from factory.model import Artifact, Publication, Rotations, utc
 from factory.system.files import free_bytes, remove
 from factory.system.lock import exclusive
@@ -72,11 +74,16 @@ class Blob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What is in the state folder; ``trees`` are of tools, and what crashes left of making them."""
+    """What is in the state folder.
+
+    ``trees`` are of tools and ``roots`` of images, with what crashes left of making them; newer roots made ``surplus``.
+    """
 
     runs: tuple[RunFolder, ...]
     blobs: tuple[Blob, ...]
     trees: tuple[Blob, ...] = ()
+    roots: tuple[Blob, ...] = ()
+    surplus: frozenset[Path] = frozenset()
     gone: tuple[Path, ...] = ()
 
 
@@ -167,7 +174,12 @@ def plan_gc(
         whole += kept
         removals += (_run_removal(one, runs.index(one), limits) for one in runs if one not in kept)
     bulk = (one for one in removals if one.size_bytes or one.kind != "bulk")
-    return (*bulk, *_blobs(listing, whole, now, limits), *_trees(listing, whole, now, limits))
+    return (
+        *bulk,
+        *_blobs(listing, whole, now, limits),
+        *_trees(listing, whole, now, limits),
+        *_roots(listing, now, limits),
+    )
 
 
 def _stays_whole(one: RunFolder, number: int, runs: list[RunFolder], limits: Limits, current: frozenset[str]) -> bool:
@@ -212,6 +224,17 @@ def _trees(listing: Listing, whole: list[RunFolder], now: datetime, limits: Limi
             yield Removal(kind="tools", path=tree.path, why=f"tools tree: {why}", size_bytes=tree.size_bytes)
 
 
+def _roots(listing: Listing, now: datetime, limits: Limits) -> Iterator[Removal]:
+    for root in listing.roots:
+        days = _TEMPORARY_DAYS if root.temporary else limits.blob_days
+        why = "half made" if root.temporary else f"no build started from it for {days} days"
+        if now - root.changed_at <= timedelta(days=days):
+            if root.path not in listing.surplus:
+                continue
+            why = "newer ones of its image took its place"
+        yield Removal(kind="root", path=root.path, why=f"kept root tree: {why}", size_bytes=root.size_bytes)
+
+
 # -- looking ----------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +246,9 @@ def look(state: State) -> Listing:
     return Listing(
         runs=tuple(_run_folder(run, current=run.id in newest) for run in runs),
         blobs=tuple(_blob_files(state.blobs)),
-        trees=tuple(_tool_trees(state.tools)),
+        trees=tuple(_folders(state.tools)),
+        roots=tuple(_folders(state.roots)),
+        surplus=frozenset(surplus(state.roots)),
         gone=tuple(sorted(state.runs.glob(f"{_GONE}*"))) if state.runs.is_dir() else (),
     )
 
@@ -290,7 +315,7 @@ def _blob_files(folder: Path) -> Iterator[Blob]:
             yield Blob(path=path, size_bytes=status.st_blocks * 512, changed_at=utc(status.st_mtime))
 
 
-def _tool_trees(folder: Path) -> Iterator[Blob]:
+def _folders(folder: Path) -> Iterator[Blob]:
     """Trees and what is half one; used last when their folder was touched last."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
@@ -306,7 +331,7 @@ def _apply(plan: tuple[Removal, ...], state: State) -> tuple[tuple[Removal, str]
     for one in plan:
         if one.kind == "gone":
             remove(one.path)
-        elif one.kind == "tools":
+        elif one.kind in {"tools", "root"}:
             aside = one.path.with_name(f".{one.path.name.lstrip('.')}.gone")
             remove(aside)
             one.path.rename(aside)  # never half a tree under its name

@@ -202,7 +202,7 @@ class Line(Record):
             ),
         )
 
-    def build(self, recipe: Recipe) -> Artifact:
+    def build(self, recipe: Recipe, *, fresh: bool = False) -> Artifact:
         return self.stage(
             "build",
             Artifact,
@@ -213,6 +213,7 @@ class Line(Record):
                 say=self.saying("build"),
                 now=self.now(),
                 logins=self.here.logins(self.run.image),
+                fresh=fresh,
             ),
         )
 

@@ -17,12 +17,13 @@ from datetime import datetime
 from pathlib import Path
 
 from factory import __version__
-from factory.build import contents, disk, filesystem, honesty, qcow2, tarball
+from factory.build import contents, disk, filesystem, honesty, kept, qcow2, tarball
 from factory.build.box import ROOT, TARGET, Box, available_memory_bytes, box, memory_for_target
 from factory.build.evidence import Evidence, evidence_of
 from factory.build.failure import full
+from factory.build.halves import halves
 from factory.build.identity import Identity, build_id, identity
-from factory.build.kiwi import INPUTS_PORT, KIWI_TARGET, kiwi_build
+from factory.build.kiwi import INPUTS_PORT, KIWI_TARGET, ROOT_TREE, Kiwi, prepare_command
 from factory.build.layers import layers
 from factory.build.leftovers import clean_leftovers
 from factory.build.records import package_files, write_records
@@ -56,6 +57,7 @@ def build(
     logins: Mapping[str, Login] | None = None,
     inputs: Inputs | None = None,
     tools: ToolsTree | None = None,
+    fresh: bool = False,
 ) -> Artifact:
     """Build ``recipe`` in ``run``.
 
@@ -63,6 +65,8 @@ def build(
         logins: credentials by a mirror's address; they stay in the inputs server, outside the box.
         inputs: what the builder is given; without it, the recipe's mirrors are read and recorded.
         tools: what it builds with; without it, the tools that the mirror has now.
+        fresh: install the packages although an earlier build's root tree with them is kept. What is built from
+            ``inputs`` always does: whoever makes an image again wants to see all of it made.
 
     Raises:
         BuildError: names the package, command or space at fault and the log.
@@ -97,13 +101,41 @@ def build(
             log=run.log("box"),
         ) as place,
     ):
+        kiwi = Kiwi(recipe=recipe, box=place, identity=marks, inputs=recorder, log=run.log("build"), say=say)
+        with clock.measures("packages"):
+            afterwards = _packages(kiwi, tree, keep=None if fresh or inputs else state.roots)
         with clock.measures("kiwi"):
-            made = kiwi_build(recipe, place, identity=marks, recorder=recorder, log=run.log("build"), say=say)
+            made = kiwi.make_disk(afterwards)
         image = run.path / f"{recipe.description.name}.{recipe.description.arch}.qcow2"
         with _space_is_named(recipe, run):
             found = _tail(recipe, place, made, marks, recorder, image=image, run=run, clock=clock, say=say)
         with clock.measures("records"):
             return _artifact(recipe, recorder, found, place, tree, image=image, run=run, now=now, seconds=clock.seconds)
+
+
+def _packages(kiwi: Kiwi, tools: ToolsTree, *, keep: Path | None) -> str | None:
+    """Install the packages, or take them from a root tree below ``keep``; returns the description of what is left."""
+    recipe = kiwi.recipe
+    parts = halves(recipe.tree)
+    if parts is None:
+        return None
+    key = kept.key_of(
+        tools=tools.digest,
+        epoch=kiwi.identity.epoch,
+        command=prepare_command(recipe),
+        description=parts.packages,
+        indexes=kiwi.inputs.inputs,
+    )
+    shelf = kept.Shelf(folder=keep, key=key, image=recipe.description.name) if keep else None
+    kept.root_tree(
+        shelf,
+        kiwi.box,
+        ROOT_TREE,
+        inputs=kiwi.inputs,
+        install=lambda: kiwi.install_packages(parts.packages),
+        say=kiwi.say,
+    )
+    return parts.afterwards
 
 
 @dataclass(slots=True)

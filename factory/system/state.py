@@ -6,7 +6,7 @@ Layout (mode 0700)::
     runs/<UTC yyyymmdd-hhmmss>-<image>/   describe.json ... rotate.json, logs/, tree/, artifacts
     blobs/   inputs by SHA-512            keys/    throw-away GnuPG home and region keys
     cloud/   embedded Keystone, Glance    dist/    the download directory
-    tools/   roots of build boxes
+    tools/   roots of build boxes          roots/   root trees with their packages
     ledger.sqlite                         locks/
 """
 
@@ -154,6 +154,11 @@ class State:
     def tools(self) -> Path:
         """Roots of build boxes, by what they are made of."""
         return self.path / "tools"
+
+    @property
+    def roots(self) -> Path:
+        """Root trees of images after their packages were installed, by what they are made of."""
+        return self.path / "roots"
 
     @property
     def locks(self) -> Path:

@@ -34,13 +34,14 @@ mount --bind "$root$place/etc/apt" "$root/etc/apt"
 mkdir -p "$root$place"/etc/dpkg/{alternatives,info,parts,triggers,updates}
 : >"$root$place/etc/dpkg/status"
 mount --bind "$root$place/etc/dpkg" "$root/var/lib/dpkg"
-# hosts without device-mapper have no kpartx
-printf 'mapper:\n  part_mapper: partx\n' >"$root$place/etc/kiwi.yml"
+# hosts without device-mapper have no kpartx; what changed in packages is our own records' to tell
+printf 'mapper:\n  part_mapper: partx\nbundle:\n  has_package_changes: false\n' >"$root$place/etc/kiwi.yml"
 
 for standin in "$standins"/*.sh; do
   name=$(basename "$standin" .sh)
   install -m 755 "$standin" "$root$place/bin/${name//_/.}"
 done
+install -m 755 "$standins/kiwi_ng.py" "$root$place/bin/kiwi-ng"
 printf '%s' "$mark" >"$root$place/etc/mark"
 
 mount --bind "$description" "$root$place/description"
