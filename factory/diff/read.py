@@ -150,7 +150,8 @@ def _booted(text: bytes) -> Booted:
 
 def _files(text: bytes) -> dict[str, dict[str, Any]]:
     def parse() -> dict[str, dict[str, Any]]:
-        return {str(one["path"]): one for one in map(json.loads, text.splitlines()[1:])}
+        lines = b",".join(text.splitlines()[1:])  # ten thousands of them: read as one document, in a third of the time
+        return {str(one["path"]): one for one in json.loads(b"[%b]" % lines)}
 
     return _parsed(FILES, parse)
 

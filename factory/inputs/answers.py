@@ -158,7 +158,7 @@ class Answers(ABC):
         wanted = []
         for alias in self.aliases:
             self._read_packages(alias)
-        everything = [index.text for indexes in self._packages.values() for index in indexes.values()]
+        everything = [index for indexes in self._packages.values() for index in indexes.values()]
         names = with_dependencies(package, installed, everything)
         for alias in self.aliases:
             wanted += [(alias, name) for name in sorted(names) if name in self._digests.get(alias, {})]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from factory.errors import InputsError
+from factory.inputs.stanzas import Stanzas, fields_of
 
 _SHA256_DIGITS = 64
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -119,18 +120,13 @@ def package_digests(packages: bytes) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if len(digest) == _SHA256_DIGITS}
 
 
-def stanza(packages: bytes, package: str) -> dict[str, str] | None:
-    """The fields of one package (continuation lines left out), or None."""
-    start = (b"\n" + packages).find(f"\nPackage: {package}\n".encode())
-    if start < 0:
-        return None
-    end = packages.find(b"\n\n", start)
-    text = packages[start : end if end >= 0 else None].decode(errors="replace")
-    lines = (line.partition(":") for line in text.splitlines() if line[:1] not in {" ", "\t"})
-    return {name: value.strip() for name, _, value in lines}
+def stanza(index: Stanzas, package: str) -> dict[str, str] | None:
+    """The fields of one package, or None."""
+    found = index.named(package)
+    return fields_of(found[0]) if found else None
 
 
-def with_dependencies(package: str, installed: frozenset[str], indexes: Iterable[bytes]) -> frozenset[str]:
+def with_dependencies(package: str, installed: frozenset[str], indexes: Iterable[Stanzas]) -> frozenset[str]:
     """The files that installing ``package`` needs beyond what is installed; versions are not weighed.
 
     Of alternatives the first that some index has is taken. A dependency that no index names is left out: it is virtual
@@ -149,7 +145,7 @@ def with_dependencies(package: str, installed: frozenset[str], indexes: Iterable
     return frozenset(files - {""})
 
 
-def _dependencies(found: Mapping[str, str], installed: frozenset[str], indexes: tuple[bytes, ...]) -> list[str]:
+def _dependencies(found: Mapping[str, str], installed: frozenset[str], indexes: tuple[Stanzas, ...]) -> list[str]:
     chosen = []
     for group in f"{found.get('Depends', '')},{found.get('Pre-Depends', '')}".split(","):
         names = [re.split(r"[\s(:\[]", choice.strip(), maxsplit=1)[0] for choice in group.split("|")]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from functools import cache
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from factory.errors import InputsError
@@ -25,6 +26,12 @@ _SERVER_FAULT = 500
 _CHUNK_BYTES = 1 << 18
 _CLOCK_TICK = timedelta(seconds=2)
 _HEADERS = {"User-Agent": "image-factory", "Accept-Encoding": "identity"}
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """How mirrors prove who they are; read once, and only where one speaks TLS: the host's authorities are many."""
+    return ssl.create_default_context()
 
 
 class Upstream:
@@ -48,7 +55,6 @@ class Upstream:
         self._timeout_s = timeout_s
         self._attempts = attempts
         self._logins = dict(logins or {})
-        self._tls = ssl.create_default_context()
 
     @contextlib.contextmanager
     def get(self, address: str, *, start: int = 0) -> Iterator[tuple[int, Iterator[bytes]]]:
@@ -181,7 +187,7 @@ class Upstream:
         key = f"{parts.scheme}://{parts.netloc}"
         if key not in kept:
             if parts.scheme == "https":
-                kept[key] = http.client.HTTPSConnection(parts.netloc, timeout=self._timeout_s, context=self._tls)
+                kept[key] = http.client.HTTPSConnection(parts.netloc, timeout=self._timeout_s, context=_tls())
             else:
                 kept[key] = http.client.HTTPConnection(parts.netloc, timeout=self._timeout_s)
         return kept[key]

@@ -93,7 +93,7 @@ def run(
             umask=umask,
         )
         try:
-            out, err = process.communicate(stdin, timeout=timeout_s)
+            out, err = _output(process, stdin, timeout_s)
         except subprocess.TimeoutExpired:
             _end_group(process)
             raise failure(argv, f"did not end within {timeout_s:.0f} s", log=log) from None
@@ -110,6 +110,17 @@ def run(
     if check and done.returncode != 0:
         raise failure(argv, ending(done.returncode, done.seconds), log=log, output=done.stderr or done.stdout)
     return done
+
+
+def _output(
+    process: subprocess.Popen[bytes], stdin: bytes | None, timeout_s: float | None
+) -> tuple[bytes | None, bytes | None]:
+    """What a program said until it ended, where that comes to us; raises TimeoutExpired when it is too slow."""
+    if timeout_s is None or stdin is not None or process.stdout is not None:
+        return process.communicate(stdin, timeout=timeout_s)
+    if ended(process, wait_s=timeout_s) is None:
+        raise subprocess.TimeoutExpired(process.args, timeout_s)
+    return None, None
 
 
 def ending(returncode: int, seconds: float) -> str:

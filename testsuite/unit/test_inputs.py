@@ -24,6 +24,7 @@ from factory.inputs.lock import Input, lock_text, read_lock, write_lock
 from factory.inputs.recorder import Origin, Recorder
 from factory.inputs.server import parse_target, serve
 from factory.inputs.signature import signed_text
+from factory.inputs.stanzas import Stanzas
 from factory.inputs.unpacking import index_text
 from factory.inputs.upstream import Upstream
 from factory.inputs.view import open_view
@@ -363,8 +364,8 @@ def test_packages_are_read_by_two_fields() -> None:
         b"Package: a\nFilename: pool/a.deb\nMD5sum: x\nSHA256: " + b"1" * 64 + b"\n\nPackage: b\nSHA256: " + b"2" * 64
     )
     assert package_digests(text) == {"pool/a.deb": "1" * 64}
-    assert (stanza(text, "b") or {})["SHA256"] == "2" * 64
-    assert stanza(text, "c") is None
+    assert (stanza(Stanzas(text), "b") or {})["SHA256"] == "2" * 64
+    assert stanza(Stanzas(text), "c") is None
 
 
 PACKED = {
@@ -393,7 +394,7 @@ def test_an_index_is_unpacked_by_its_name_and_leaves_nothing_beside_it(name, tmp
 
 def test_dependencies_that_go_in_circles_end() -> None:
     text = b"Package: a\nDepends: b\nFilename: a.deb\n\nPackage: b\nDepends: a, virtual\nFilename: b.deb\n"
-    assert with_dependencies("a", frozenset(), [text]) == {"a.deb", "b.deb"}
+    assert with_dependencies("a", frozenset(), [Stanzas(text)]) == {"a.deb", "b.deb"}
 
 
 def test_the_view_offers_what_was_recorded_and_nothing_else(site, archive, tmp_path) -> None:

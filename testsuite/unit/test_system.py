@@ -47,10 +47,11 @@ def test_a_failure_with_a_log_shows_its_last_words(tmp_path: Path) -> None:
     assert ("said", "the last word") in failed.value.facts
 
 
-def test_a_late_program_is_ended_with_its_children() -> None:
+@pytest.mark.parametrize("log", [None, "x.log"])
+def test_a_late_program_is_ended_with_its_children(log, tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(CommandFailed, match="did not end within 1 s"):
-        run(["sh", "-c", "sleep 60 & sleep 60"], timeout_s=1)
+        run(["sh", "-c", "sleep 60 & sleep 60"], timeout_s=1, log=tmp_path / log if log else None)
     assert time.monotonic() - started < 10
 
 
