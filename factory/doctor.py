@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -60,13 +60,16 @@ class Finding:
     needed: bool = True
 
 
-def require(here: Installation) -> None:
+def require(here: Installation, only: Sequence[str] | None = None) -> None:
     """Refuse to start where a needed thing is missing.
+
+    Args:
+        only: the images whose mirrors are wanted; every image's without it.
 
     Raises:
         FactoryError: names every missing thing with its reason and package.
     """
-    missing = [finding for finding in examine(here) if finding.needed and not finding.ok]
+    missing = [finding for finding in examine(here, only=only) if finding.needed and not finding.ok]
     if missing:
         raise FactoryError(
             f"this host lacks {len(missing)} thing(s) a night needs",
@@ -75,15 +78,21 @@ def require(here: Installation) -> None:
         )
 
 
-def examine(here: Installation, *, now: datetime | None = None) -> tuple[Finding, ...]:
-    """Look at programs, rights, kernel, memory, space, mirrors, keys' ends (at ``now``), and what is still embedded."""
+def examine(
+    here: Installation, *, now: datetime | None = None, only: Sequence[str] | None = None
+) -> tuple[Finding, ...]:
+    """Look at programs, rights, kernel, memory, space, mirrors, keys' ends (at ``now``), and what is still embedded.
+
+    Args:
+        only: the images whose mirrors are asked; every image's without it.
+    """
     return (
         *programs(),
         rights(),
         *kernel(),
         memory(),
         space(here),
-        *mirrors(here),
+        *mirrors(here, only),
         *embedded(here),
         *(signing_keys(here, now) if now is not None else ()),
     )
@@ -148,12 +157,12 @@ def space(here: Installation) -> Finding:
     )
 
 
-def mirrors(here: Installation) -> Iterator[Finding]:
+def mirrors(here: Installation, only: Sequence[str] | None = None) -> Iterator[Finding]:
     """Every mirror that the descriptions read from, by asking it for a signed index, with the credentials it wants."""
     from factory.describe import images
 
     asked: set[tuple[str, bool]] = set()
-    for image in images(here.project):
+    for image in images(here.project) if only is None else only:
         try:
             for question in mirrors_of(here, image):
                 if question.key not in asked:

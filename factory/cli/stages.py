@@ -65,12 +65,19 @@ def describe(image: Image, as_json: Json = False) -> None:
 
 
 @app.command()
-def build(image: Image, run: RunId = None, as_json: Json = False) -> None:
+def build(
+    image: Image,
+    run: RunId = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Install every package anew, also when an earlier build's tree is kept.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Build the image from its recipe (describes first when the newest run is built already)."""
     with one_stage(image, run, fresh=run is None and newest_stage(image) != "describe") as line:
         recipe = line.describe()
         line.begin()
-        artifact = line.build(recipe)
+        artifact = line.build(recipe, fresh=fresh)
     if as_json:
         print_json("build", artifact)
         return
@@ -211,22 +218,38 @@ def rotate(image: Image, run: RunId = None, as_json: Json = False) -> None:
 
 @app.command()
 def nightly(
-    image: Image,
+    image: Annotated[
+        str, typer.Argument(help="A folder under descriptions/; none with --all.", show_default=False)
+    ] = "",
     *,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every image, as many at once as memory and processors allow.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", metavar="N", min=1, help="With --all: at most N at once.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Make an image even though nothing changed.")] = False,
     allow_dirty: AllowDirty = False,
     allow_stale: AllowStale = False,
     cloud: InCloud = None,
     as_json: Json = False,
 ) -> None:
-    """Describe, build, verify, sign, publish and rotate one image, and report."""
+    """Describe, build, verify, sign, publish and rotate one image, and report; with --all every image."""
+    from factory.cli.nights import expect_one_kind, nightly_all
+
+    expect_one_kind(image, every=every, jobs=jobs)
+    if every:
+        nightly_all(
+            force=force, allow_dirty=allow_dirty, allow_stale=allow_stale, cloud=cloud, jobs=jobs, as_json=as_json
+        )
+        return
     from factory import pipeline
     from factory.doctor import require
     from factory.system.clock import now
 
     here = installation(cloud)
     here.logins(image)  # a secret that cannot be read is a fault of the site file, told before anything starts
-    require(here)
+    require(here, [image])  # another image's mirror is away: no reason to stop
     with ledger(here) as records:
         try:
             night = pipeline.nightly(

@@ -55,6 +55,13 @@ def project(tmp_path: Path) -> Path:
         (["--site", "/nonexistent.toml", "list"], 2, "nonexistent.toml"),
         (["--project", "/", "list"], 2, "no 'descriptions' folder"),
         (["verify-signature", "/dev/null/none"], 2, "/dev/null/none"),
+        (["nightly"], 2, "Missing argument 'image'"),
+        (["nightly", "debian13", "--all"], 2, "--all goes with no image"),
+        (["nightly", "debian13", "--jobs", "2"], 2, "--jobs goes with --all only"),
+        (["nightly", "--all", "--jobs", "0"], 2, "--jobs"),
+        (["new", "web"], 2, "Missing option '--from'"),
+        (["new", "web", "--from", "debain13"], 2, "did you mean 'debian13'?"),
+        (["describe", "debain13"], 2, "did you mean 'debian13'?"),
     ],
 )
 def test_bad_input_is_one_clear_error_with_its_status(words, status, says, tmp_path: Path) -> None:

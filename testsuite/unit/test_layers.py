@@ -41,6 +41,7 @@ LAYERS = (
         "rebuild",
         "doctor",
         "installation",
+        "nights",
         "overview",
     },
     {"cli"},
