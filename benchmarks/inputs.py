@@ -68,11 +68,14 @@ def newest(state: Path) -> Night:
 
 
 @contextlib.contextmanager
-def copied(night: Night) -> Iterator[Path]:
-    """A state folder with the night's run and inputs, which may be spoiled; beside it, so that links can be made."""
+def copied(night: Night, *more: str) -> Iterator[Path]:
+    """A state folder with the night's run and inputs, which may be spoiled; beside it, so that links can be made.
+
+    Its builds install every package, unless ``more`` has "roots".
+    """
     folder = Path(tempfile.mkdtemp(prefix="factory-bench-", dir=night.state.parent))
     try:
-        for name in ("blobs", "tools", "keys", "region-packages.json", f"runs/{night.run.id}"):
+        for name in ("blobs", "tools", "keys", "region-packages.json", f"runs/{night.run.id}", *more):
             if (night.state / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 subprocess.run(["cp", "-a", "--reflink=auto", night.state / name, folder / name], check=True)
@@ -204,7 +207,7 @@ def recording(night: Night) -> list[Row]:
                 through.append(answered)
     finally:
         shutil.rmtree(blobs)
-    kiwi = night.artifact.seconds["kiwi"]
+    kiwi = night.artifact.seconds["kiwi"] + night.artifact.seconds.get("packages", 0)
     size = sum(one.size_bytes for one in ordered) / 1e6
     cost = through[0] - direct
     return [
@@ -266,14 +269,16 @@ def warm(night: Night, *, mbit: int = 0) -> list[Row]:
 
 
 def overlay(night: Night) -> list[Row]:
-    """A build after one file of the overlay changed."""
-    with mirror(night) as address, copied(night) as state, tempfile.TemporaryDirectory() as folder:
+    """A build after one file of the overlay changed, from the root tree that the night kept."""
+    with mirror(night) as address, copied(night, "roots") as state, tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
         shutil.copytree(PROJECT / "descriptions", project / "descriptions", symlinks=True)
         for name in ("keys", "testsuite"):
             (project / name).symlink_to(PROJECT / name)
         (project / OVERLAY).parent.mkdir(parents=True, exist_ok=True)
         (project / OVERLAY).write_text("changed\n")
+        if not State(path=state).roots.is_dir():  # a night of before trees were kept
+            our_build_s(night, state, address)
         seconds = our_build_s(night, state, address, project=project)
     return [("`factory build` when only the overlay changed", f"{seconds:.0f} s", "under 40 s")]
 
