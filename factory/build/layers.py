@@ -38,7 +38,8 @@ def _sparse_digest(disk: Path, start: int, end: int) -> str:
             if block == _ZEROS[: len(block)]:
                 at = _data_from(descriptor, at + len(block), start)
                 continue
-            total.update((at - start).to_bytes(8) + block)
+            total.update((at - start).to_bytes(8))
+            total.update(block)
             at += len(block)
     finally:
         os.close(descriptor)
