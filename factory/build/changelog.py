@@ -88,7 +88,9 @@ def fixes_in(text: str) -> tuple[str, ...]:
 
 def _beginning(text: str) -> str:
     """Whole lines up to a limit, without what could not be shown."""
-    plain = "".join(char if char == "\n" or char.isprintable() else "?" for char in text.replace("\t", " "))
+    plain = text[: TEXT_LONGEST + 1].replace("\t", " ")
+    if not plain.replace("\n", "").isprintable():
+        plain = "".join(char if char == "\n" or char.isprintable() else "?" for char in plain)
     if len(plain) <= TEXT_LONGEST:
         return plain
     return plain[:TEXT_LONGEST].rpartition("\n")[0] + "\n  ..."

@@ -125,7 +125,9 @@ def _sysctl_files(entries: Mapping[str, Entry]) -> list[str]:
     found: dict[str, str] = {}
     for folder in reversed(_SYSCTL):
         found |= {
-            name: path for path in entries if posixpath.dirname(path) == folder and (name := posixpath.basename(path))
+            name: path
+            for path in entries
+            if path.startswith(f"{folder}/") and "/" not in (name := path.removeprefix(f"{folder}/")) and name
         }
     return [found[name] for name in sorted(found) if name.endswith(".conf")]
 
