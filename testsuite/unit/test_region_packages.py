@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import time
@@ -20,6 +21,7 @@ from factory.region.certificates import issue as issue_certificate
 from factory.region.config import CLIENT_CONFIG
 from factory.region.embedded import embedded_region
 from factory.region.packages import Payload, build_deb, build_rpm, issue, payloads
+from factory.region.packages.deb import gzipped
 from factory.region.packages.repository import release_text
 from factory.region.packages.versions import Issued, next_version, order
 from factory.system.files import sha256_file
@@ -218,6 +220,14 @@ def test_the_same_content_makes_the_same_bytes(build, config: Payload, guest: Pa
         assert found[0] == found[1]
     other = build(replace(config, summary="another"), "1.0+1", tmp_path)
     assert sha256_file(other) != sha256_file(tmp_path / f"{config.name}-0" / other.name)
+
+
+@given(st.binary(max_size=4000))
+def test_every_python_packs_alike(content: bytes) -> None:
+    """What differs between versions of Python is the header."""
+    packed = gzipped(content)
+    assert packed[:10] == bytes.fromhex("1f8b0800000000000203")
+    assert gzip.decompress(packed) == content
 
 
 def test_the_deb_is_one_that_dpkg_likes(config: Payload, guest: Payload, tmp_path: Path) -> None:

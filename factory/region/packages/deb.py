@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import tempfile
 import textwrap
+import zlib
 from collections.abc import Iterator
 from datetime import datetime
 from email.utils import format_datetime
@@ -23,6 +23,7 @@ MAINTAINER = "Image Factory <image-factory@images.invalid>"
 CONTENT_FIELD = "Content-Sha256"
 _TIMEOUT_S = 60.0
 _COLUMNS = 76
+_OS_AT, _UNIX = 9, b"\x03"  # of a gzip header (RFC 1952, 2.3)
 _POSTINST = """\
 #!/bin/sh
 set -e
@@ -77,9 +78,14 @@ def _all_files(payload: Payload, version: str) -> Iterator[GuestFile]:
     yield from payload.files
     about = f"usr/share/doc/{payload.name}"
     yield GuestFile(path=f"{about}/copyright", content=_COPYRIGHT.encode())
-    yield GuestFile(
-        path=f"{about}/changelog.gz", content=gzip.compress(_changelog(payload, version).encode(), 9, mtime=0)
-    )
+    yield GuestFile(path=f"{about}/changelog.gz", content=gzipped(_changelog(payload, version).encode()))
+
+
+def gzipped(content: bytes) -> bytes:
+    """As ``gzip -9n`` packs it, by every version of Python: :func:`gzip.compress` of 3.13 writes another header."""
+    packing = zlib.compressobj(9, zlib.DEFLATED, wbits=31)
+    packed = packing.compress(content) + packing.flush()
+    return packed[:_OS_AT] + _UNIX + packed[_OS_AT + 1 :]
 
 
 def _control_files(payload: Payload, version: str, root: Path) -> Iterator[tuple[str, str, int]]:
