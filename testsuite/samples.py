@@ -3,10 +3,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import lzma
+import stat
+import tarfile
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from factory.build.tarball import Manifest, manifest_of
 from factory.inputs.lock import Input, lock_text
 from factory.model import (
     Artifact,
@@ -26,7 +33,7 @@ from factory.model import (
     Target,
     Verdict,
 )
-from factory.system.files import digests
+from factory.system.files import digests, lines_digest, tree_line
 from factory.system.state import Run
 
 NIGHT = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
@@ -42,11 +49,17 @@ INPUTS = (
 )
 
 
+TREE = {"config.xml": b"<image/>\n", "config.sh": b"#!/bin/sh\n"}
+TREE_SHA256 = lines_digest(
+    {name: tree_line(name, stat.S_IFREG | 0o644, hashlib.sha256(body).hexdigest()) for name, body in TREE.items()}
+)
+
+
 def recipe(run: Run, *, dirty: bool = False) -> Recipe:
     return Recipe(
         description=Description(name=run.image, line="Standard_Debian_13"),
         tree=run.tree,
-        tree_sha256="1" * 64,
+        tree_sha256=TREE_SHA256,
         digest="2" * 64,
         commit="3" * 40,
         dirty=dirty,
@@ -71,7 +84,7 @@ def artifact(
     run.path.mkdir(parents=True, exist_ok=True)
     files = {
         f"{run.image}.qcow2": content,
-        f"{run.image}.source.tar.xz": b"the tarball's bytes",
+        f"{run.image}.source.tar.xz": b"",
         "inputs.lock": lock_text(INPUTS).encode(),
         f"{run.image}.packages": "".join(f"{one.name} {one.version}\n" for one in packages).encode(),
         f"{run.image}.files": b"/etc/os-release\n",
@@ -80,6 +93,17 @@ def artifact(
         (run.path / name).write_bytes(body)
     image, tarball, lock, listing, names = (run.path / name for name in files)
     found = digests(image)
+    epoch, inputs_digest, tools = int((built_at - timedelta(hours=6)).timestamp()), "4" * 64, {"kiwi": "11.1.6"}
+    manifest = manifest_of(
+        recipe(run),
+        epoch=epoch,
+        inputs_digest=inputs_digest,
+        tools=tools,
+        results={image.name: found.sha256, lock.name: digests(lock).sha256, listing.name: digests(listing).sha256},
+        layers={},
+        size_bytes=found.size_bytes,
+    )
+    tarball.write_bytes(source_tarball(manifest, lock=lock.read_bytes()))
     return Artifact(
         recipe=recipe(run),
         path=image,
@@ -87,20 +111,32 @@ def artifact(
         sha512=found.sha512,
         size_bytes=found.size_bytes,
         virtual_size_bytes=4 << 30,
-        epoch=int((built_at - timedelta(hours=6)).timestamp()),
+        epoch=epoch,
         lock=lock,
         lock_sha256=digests(lock).sha256,
-        inputs_digest="4" * 64,
+        inputs_digest=inputs_digest,
         packages=packages,
         packages_list=listing,
         files_list=names,
         tarball=tarball,
         tarball_sha256=digests(tarball).sha256,
-        tools={"kiwi": "11.1.6", "qemu-img": "7.2.22"},
+        tools={**tools, "qemu-img": "7.2.22"},
         build_id="00000000-0000-4000-8000-000000000001",
         built_at=built_at,
         seconds={"kiwi": 171.0, "tail": 22.0},
     )
+
+
+def source_tarball(manifest: Manifest, *, lock: bytes, tree: Mapping[str, bytes] = TREE) -> bytes:
+    """A source tarball as a build makes it, about a small tree."""
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as archive:
+        records = {"rebuild/manifest.json": manifest.text().encode(), "rebuild/inputs.lock": lock}
+        for name, body in {**tree, **records}.items():
+            member = tarfile.TarInfo(f"{manifest.image}-0/{name}")
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+    return lzma.compress(plain.getvalue(), preset=0)
 
 
 GREEN = (

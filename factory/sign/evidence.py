@@ -113,7 +113,7 @@ class _Verdict(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What is attested about an image, for people to read."""
+    """What is attested about an image, for people to read, and to compare its source tarball with."""
 
     run: str
     builder: str
@@ -125,6 +125,10 @@ class Evidence:
     passed: int
     judged_at: str
     detached: tuple[str, ...]
+    epoch: str = ""
+    recipe_digest: str = ""
+    inputs_digest: str = ""
+    tree_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,7 +319,8 @@ class _Judge:
 
 def _evidence(made: _Provenance, statement: _Statement, verdict: _Verdict) -> Evidence:
     definition = made.build_definition
-    source = next(one for one in definition.resolved_dependencies if one.name == DESCRIPTIONS)
+    source, tree = (_named(name, definition.resolved_dependencies) for name in (DESCRIPTIONS, TREE))
+    parameters = definition.internal_parameters
     return Evidence(
         run=made.run_details.metadata.invocation_id,
         builder=made.run_details.builder.id,
@@ -326,8 +331,16 @@ def _evidence(made: _Provenance, statement: _Statement, verdict: _Verdict) -> Ev
         subjects=len(statement.subject),
         passed=sum(one.outcome == "passed" for one in verdict.checks),
         judged_at=verdict.judged_at,
-        detached=tuple(definition.internal_parameters["detachedSignatures"]),
+        detached=tuple(parameters["detachedSignatures"]),
+        epoch=str(parameters.get("sourceDateEpoch", "")),
+        recipe_digest=str(parameters.get("recipeDigest", "")),
+        inputs_digest=str(parameters.get("inputsDigest", "")),
+        tree_sha256=tree.digest.get("factoryTreeSha256", ""),
     )
+
+
+def _named(name: str, materials: Sequence[_Descriptor]) -> _Descriptor:
+    return next(one for one in materials if one.name == name)
 
 
 def judged_at(verdict: bytes) -> datetime | None:

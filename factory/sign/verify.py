@@ -3,9 +3,9 @@
 
 In this order: ``SHA256SUMS`` is signed by a key that counted when it signed; the folder holds just the files that it
 lists, whole; files that have signatures of their own have good ones; both statements are signed likewise, and say what
-the files say (:mod:`factory.sign.evidence`). A signature that was made while its
-key was valid stays good after the key has expired. (The time in a signature is what the signer's host claimed: a key
-that is stolen can date back, which is why a stolen key is revoked, not left to expire.)
+the files say (:mod:`factory.sign.evidence`); the source tarball is of these files (:mod:`factory.sign.source`). A
+signature that was made while its key was valid stays good after the key has expired. (The time in a signature is what
+the signer's host claimed: a stolen key can date back, which is why such a key is revoked, not left to expire.)
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from factory.sign.evidence import (
 )
 from factory.sign.keyring import THROW_AWAY_USER_ID, KeyDates, end_of, key_dates
 from factory.sign.openpgp import Home, Key, Signature, public_home
+from factory.sign.source import SUFFIXES as SOURCE_SUFFIXES
+from factory.sign.source import source_faults
 from factory.sign.strict_json import Malformed
 from factory.system.files import digests, sha256_file
 from factory.system.text import visible
 
-SIGNED_SUFFIXES = (".qcow2", ".tar", ".tar.gz", ".tar.xz", ".tar.zst")
+SIGNED_SUFFIXES = (IMAGE_SUFFIX, *SOURCE_SUFFIXES)
 """Of these kinds are the files with a signature of their own where no provenance names them."""
 UNSIGNED = frozenset({"index.html"})
 """Made by the download directory after signing; nothing depends on it."""
@@ -160,6 +162,8 @@ class _Inspection:
                 self._check_signature(name)
         for name in sorted(present - allowed - UNSIGNED):
             self._fault(name, f"is not listed in {SUMS}")
+        if evidence and not self.faults:  # nothing is opened that somebody else may have made
+            self._check_sources(sums, evidence)
         if self.faults:
             raise _not_good(self.directory, self.faults)
         return SignatureReport(
@@ -240,6 +244,12 @@ class _Inspection:
         self.faults += judged.faults
         self.detached = judged.evidence.detached if judged.evidence else ()
         return judged.evidence
+
+    def _check_sources(self, sums: dict[str, str], evidence: Evidence) -> None:
+        """The source tarballs are of this image, by what stands in them."""
+        for name in sorted(name for name in sums if name.endswith(SOURCE_SUFFIXES)):
+            found = source_faults(self.directory / name, image=images_in(sums)[0], sums=sums, evidence=evidence)
+            self.faults += [(name, problem) for problem in found]
 
     def _content(self, name: str) -> bytes:
         """A file of the folder, cut where it is longer than any of ours; nothing where there is none."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,17 +114,28 @@ def remove(path: Path) -> None:
 
 def tree_digest(root: Path) -> str:
     """The SHA-256 of a folder: sorted relative names, types, permission bits, link targets and contents; no times."""
+    lines = {}
+    for path in root.rglob("*"):
+        mode, name = path.lstat().st_mode, path.relative_to(root).as_posix()
+        content = str(path.readlink()) if stat.S_ISLNK(mode) else "" if stat.S_ISDIR(mode) else sha256_file(path)
+        lines[name] = tree_line(name, mode, content)
+    return lines_digest(lines)
+
+
+def tree_line(name: str, mode: int, content: str) -> str:
+    """What of one file counts in :func:`tree_digest`; ``content`` is a file's SHA-256, or where a link leads."""
+    if stat.S_ISLNK(mode):
+        return f"link {name} {content}"
+    if stat.S_ISDIR(mode):
+        return f"dir {stat.S_IMODE(mode):04o} {name}"
+    return f"file {stat.S_IMODE(mode):04o} {name} {content}"
+
+
+def lines_digest(lines: Mapping[str, str]) -> str:
+    """The digest of a folder that has these lines, by name."""
     total = hashlib.sha256()
-    for path in sorted(root.rglob("*"), key=lambda found: found.relative_to(root).as_posix().encode()):
-        mode = path.lstat().st_mode
-        name = path.relative_to(root).as_posix()
-        if stat.S_ISLNK(mode):
-            entry = f"link {name} {path.readlink()}"
-        elif stat.S_ISDIR(mode):
-            entry = f"dir {stat.S_IMODE(mode):04o} {name}"
-        else:
-            entry = f"file {stat.S_IMODE(mode):04o} {name} {sha256_file(path)}"
-        total.update(entry.encode() + b"\0")
+    for name in sorted(lines, key=str.encode):
+        total.update(lines[name].encode() + b"\0")
     return total.hexdigest()
 
 

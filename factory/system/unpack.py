@@ -10,7 +10,7 @@ from __future__ import annotations
 import lzma
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
@@ -81,6 +81,10 @@ class Careful(tarfile.TarInfo):
         return found
 
 
+Taker = Callable[[PurePosixPath, tarfile.TarInfo, IO[bytes] | None], None]
+"""Takes a member: where it belongs, its header, and what to read a plain file's content from."""
+
+
 def unpack(archive: Path, folder: Path, *, links: bool = False, limits: Limits | None = None) -> Path:
     """Unpack a tar file (plain or xz) whose members lie below one folder; returns that folder.
 
@@ -91,6 +95,19 @@ def unpack(archive: Path, folder: Path, *, links: bool = False, limits: Limits |
     Raises:
         NotGood: it cannot be read, or a member has no place in such an archive; names it.
     """
+
+    def make(path: PurePosixPath, member: tarfile.TarInfo, content: IO[bytes] | None) -> None:
+        _make(content, member, folder / path)
+
+    return folder / look_into(archive, make, links=links, limits=limits)
+
+
+def look_into(archive: Path, take: Taker, *, links: bool = False, limits: Limits | None = None) -> str:
+    """Give each member of a tar file that :func:`unpack` would make to ``take``; returns the one folder's name.
+
+    Raises:
+        NotGood: as there.
+    """
     allowed = limits or Limits()
     tops = set()
     try:
@@ -99,12 +116,12 @@ def unpack(archive: Path, folder: Path, *, links: bool = False, limits: Limits |
             with tarfile.open(fileobj=limited, mode="r|", tarinfo=Careful) as members:
                 for member, path in _checked(members, archive.name, links=links, limits=allowed):
                     tops.add(path.parts[0])
-                    _make(members, member, folder / path)
+                    take(path, member, members.extractfile(member) if member.isreg() else None)
     except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as malformed:
         raise NotGood(f"'{archive.name}' cannot be unpacked: {visible(str(malformed)[:200])}") from malformed
     if len(tops) != 1:
         raise NotGood(f"'{archive.name}' does not hold one folder")
-    return folder / tops.pop()
+    return tops.pop()
 
 
 def _checked(
@@ -143,7 +160,7 @@ def _problem(member: tarfile.TarInfo, path: PurePosixPath, *, links: bool, limit
     return ""
 
 
-def _make(members: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+def _make(content: IO[bytes] | None, member: tarfile.TarInfo, path: Path) -> None:
     if member.isdir():
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
         path.chmod(0o755)
@@ -152,7 +169,6 @@ def _make(members: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None
     if member.issym():
         path.symlink_to(member.linkname)
         return
-    content = members.extractfile(member)
     assert content is not None
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
         while chunk := content.read(_CHUNK_BYTES):

@@ -131,7 +131,7 @@ def test_the_provenance_says_how_the_image_was_made(bundle):
     assert definition["internalParameters"]["sourceDateEpoch"] == str(bundle.artifact.epoch)
     assert definition["resolvedDependencies"] == [
         {"name": "descriptions", "digest": {"gitCommit": "3" * 40}, "annotations": {"dirty": False}},
-        {"name": "build-tree", "digest": {"factoryTreeSha256": "1" * 64}},
+        {"name": "build-tree", "digest": {"factoryTreeSha256": samples.TREE_SHA256}},
         {"name": "debian/dists/trixie/InRelease", "digest": {"sha512": "6" * 128}},
         {"name": "debian/pool/main/a/apt/apt_3.0.3_amd64.deb", "digest": {"sha512": "7" * 128}},
     ]
