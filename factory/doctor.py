@@ -169,7 +169,17 @@ def mirrors(here: Installation, only: Sequence[str] | None = None) -> Iterator[F
                     asked.add(question.key)
                     yield question.ask()
         except InputFault as unread:
-            yield from (Finding(name="secret", ok=False, says=str(one), cure="see site.toml") for one in unread.faults)
+            yield from _unread(image, unread)
+
+
+def _unread(image: str, fault: InputFault) -> Iterator[Finding]:
+    """What kept an image's mirrors from being asked: a secret that cannot be read, or its description."""
+    for one in fault.faults:
+        of_site = not one.place.startswith("descriptions/")
+        cure = "see site.toml" if of_site else f"see 'factory describe {image}'"
+        yield Finding(name="secret" if of_site else f"image {image}", ok=False, says=str(one), cure=cure)
+    if not fault.faults:
+        yield Finding(name=f"image {image}", ok=False, says=fault.message, cure=fault.hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

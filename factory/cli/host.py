@@ -19,18 +19,25 @@ def doctor(
     cloud: Annotated[
         bool, typer.Option("--cloud", help="Try what the clouds of site.toml can do, or the one named.")
     ] = False,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="IMAGE", help="Ask only the mirrors of this image.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what is missing on this host, why it is needed, and what is still embedded (exit 3 when something is).
 
     With --cloud: try a cloud's image service with a throw-away image, and say what will be degraded and why.
     """
+    from factory.describe import load_description
     from factory.doctor import examine
 
     if cloud or name:
         examine_clouds(name, cloud=cloud, as_json=as_json)
         return
-    found = examine(installation(), now=clock())
+    here = installation()
+    if image is not None:
+        load_description(here.project, image)  # one that is there, and without faults
+    found = examine(here, now=clock(), only=None if image is None else [image])
     if as_json:
         print_json("doctor", found)
     else:

@@ -59,6 +59,7 @@ def project(tmp_path: Path) -> Path:
         (["nightly", "debian13", "--all"], 2, "--all goes with no image"),
         (["nightly", "debian13", "--jobs", "2"], 2, "--jobs goes with --all only"),
         (["nightly", "--all", "--jobs", "0"], 2, "--jobs"),
+        (["doctor", "--image", "debain13"], 2, "did you mean 'debian13'?"),
         (["new", "web"], 2, "Missing option '--from'"),
         (["new", "web", "--from", "debain13"], 2, "did you mean 'debian13'?"),
         (["describe", "debain13"], 2, "did you mean 'debian13'?"),
