@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import quote, unquote
 
 from flask import Blueprint, Response, jsonify, request
@@ -37,56 +37,16 @@ from factory.errors import InputFault, RegionError
 from factory.region.bodies import body_bytes
 from factory.region.products import Product
 from factory.region.registrations import MODES, PAYG, Registrations, SharedSystem
+from factory.region.sharing_settings import SharingSettings
 from factory.system.files import write_whole
 
 LOGIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_PEER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)(:[0-9]{1,5})?")
 _PATH = "/api/regsharing"
 _TIMEOUT_S = 25.0
 _REPLY_BYTES = 65536
 _TEXT_CHARACTERS = 65536
 _UNAUTHORIZED = 401
 _log = logging.getLogger("factory.region.sharing")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SharingSettings:
-    """``[regsharing]``: the peers (HOST or HOST:PORT), the file with the secret all of them know, the replay log.
-
-    ``ca_path`` holds the CA certificates that peers' certificates are verified with (default: the system's).
-    """
-
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
-
-    peers: tuple[str, ...] = ()
-    api_secret_file: str = ""
-    data_dir: str = ""
-    ca_path: str = ""
-    interval_s: float = 30.0
-
-    def secret(self) -> str:
-        """The secret; empty when there is none, and then nothing is taken from peers.
-
-        Raises:
-            InputFault: the file cannot be used, or peers are named without a secret.
-        """
-        for peer in self.peers:
-            if not _PEER.fullmatch(peer):
-                raise InputFault(f"{peer!r} is no peer", hint="write a host name or address, and :PORT where needed")
-        if self.peers and not (self.api_secret_file and self.data_dir):
-            raise InputFault("peers need 'api_secret_file' and 'data_dir'", hint="every peer must know the same secret")
-        if not self.api_secret_file:
-            return ""
-        path = Path(self.api_secret_file)
-        try:
-            if path.stat().st_mode & 0o077:
-                raise InputFault(f"'{path}' can be read by others", hint="chmod 600")
-            found = path.read_text().strip()
-        except (OSError, UnicodeDecodeError) as wrong:
-            raise InputFault(f"'{path}' cannot be read", hint=str(wrong)) from wrong
-        if not found or not found.isascii():
-            raise InputFault(f"'{path}' holds no secret", hint="write one with 'openssl rand -hex 32'")
-        return found
 
 
 class ReplayLog:

@@ -17,7 +17,7 @@ from factory.region.products import Product, faults
 from factory.region.products import products as triples
 from factory.region.region_rules import NAME
 from factory.region.repositories import FolderRepository, is_plain
-from factory.region.sharing import SharingSettings
+from factory.region.sharing_settings import SharingSettings
 from factory.system.files import write_whole
 
 _CLOSED = {"extra": "forbid"}

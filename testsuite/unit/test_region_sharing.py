@@ -29,7 +29,8 @@ from factory.region import sharing
 from factory.region.certificates import issue
 from factory.region.products import products
 from factory.region.registrations import Registrations, SharedSystem
-from factory.region.sharing import PeerSilent, ReplayLog, Sender, SharingSettings, sharing_api
+from factory.region.sharing import PeerSilent, ReplayLog, Sender, sharing_api
+from factory.region.sharing_settings import SharingSettings
 from factory.system.clock import now
 
 pytestmark = pytest.mark.programs
