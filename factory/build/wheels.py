@@ -16,7 +16,7 @@ import tomllib
 import zipfile
 from collections.abc import Mapping
 from configparser import ConfigParser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from factory.build.roots import Root
@@ -44,8 +44,9 @@ def add_python(root: Root, file: Path, name: str) -> None:
         found, scripts = _wheel(file) if name.endswith(".whl") else _source(file, name)
     except (zipfile.BadZipFile, tarfile.TarError, OSError, KeyError, ValueError) as damaged:
         raise BuildError(f"'{name}' cannot be unpacked", facts=(("said", str(damaged)[:300]),)) from damaged
-    for inside, (content, mtime) in sorted(found.items()):
-        root.add_file(f"{PACKAGES}/{inside}", content, name=name, mtime=mtime)
+    for inside, (content, mtime, mode) in sorted(found.items()):
+        place = f"usr/bin/{path.name}" if (path := _script(inside)) else f"{PACKAGES}/{inside}"
+        root.add_file(place, content, name=name, mode=mode, mtime=mtime)
     for script, target in sorted(scripts.items()):
         module, _, function = target.partition(":")
         if not all(_NAME.fullmatch(word) for word in (module, function)):
@@ -54,7 +55,14 @@ def add_python(root: Root, file: Path, name: str) -> None:
         root.add_file(f"usr/bin/{script}", text.encode(), name=name, mode=0o755)
 
 
-Files = dict[str, tuple[bytes, int]]
+Files = dict[str, tuple[bytes, int, int]]
+"""By name: content, time of the last change, and mode."""
+
+
+def _script(inside: str) -> PurePosixPath | None:
+    """A member of a wheel that is a program of its own: ``NAME.data/scripts/PROGRAM``."""
+    path = PurePosixPath(inside)
+    return path if path.match("*.data/scripts/*") and len(path.parts) == 3 else None  # noqa: PLR2004
 
 
 def _wheel(file: Path) -> tuple[Files, Mapping[str, str]]:
@@ -63,20 +71,28 @@ def _wheel(file: Path) -> tuple[Files, Mapping[str, str]]:
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             top = member.filename.partition("/")[0]
-            if not top or top.endswith(".data") or member.filename.endswith((".so", ".pyd")):
+            program = _script(member.filename) is not None
+            if not top or (top.endswith(".data") and not program) or member.filename.endswith((".so", ".pyd")):
                 raise ValueError(f"'{member.filename}' needs more than to be copied")
             left -= member.file_size
             if left < 0:
                 raise ValueError("it unpacks to too much")
             if not member.is_dir():
-                found[member.filename] = archive.read(member), calendar.timegm((*member.date_time, 0, 0, 0))
+                mode = 0o755 if program or member.external_attr >> 16 & 0o100 else 0o644
+                mtime = calendar.timegm((*member.date_time, 0, 0, 0))
+                found[member.filename] = _for_this_python(archive.read(member), program), mtime, mode
     return found, _console_scripts(found)
+
+
+def _for_this_python(content: bytes, program: bool) -> bytes:  # noqa: FBT001
+    """A program names its interpreter as ``#!python``, for whoever installs it to say where that is."""
+    return content.replace(b"#!python", b"#!/usr/bin/python3", 1) if program and content[:8] == b"#!python" else content
 
 
 def _console_scripts(files: Files) -> dict[str, str]:
     parser = ConfigParser(delimiters=("=",), interpolation=None)
     parser.optionxform = str  # type: ignore[method-assign,assignment]
-    for inside, (content, _) in files.items():
+    for inside, (content, _, _) in files.items():
         if posixpath.basename(inside) == "entry_points.txt" and posixpath.dirname(inside).endswith(".dist-info"):
             parser.read_string(content.decode())
     return dict(parser["console_scripts"]) if parser.has_section("console_scripts") else {}
@@ -92,9 +108,9 @@ def _source(file: Path, name: str) -> tuple[Files, Mapping[str, str]]:
     found = {inside: one for inside, one in files.items() if inside.partition("/")[0] in packages}
     if not found or any(inside.endswith((".c", ".pyx", ".so")) for inside in found):
         raise ValueError("it is not pure Python")
-    known, mtime = f"{project['name']}-{project['version']}.dist-info", files["PKG-INFO"][1]
-    found[f"{known}/METADATA"] = files["PKG-INFO"][0], mtime
-    found[f"{known}/entry_points.txt"] = _entry_points(project).encode(), mtime
+    known, (content, mtime, mode) = f"{project['name']}-{project['version']}.dist-info", files["PKG-INFO"]
+    found[f"{known}/METADATA"] = content, mtime, mode
+    found[f"{known}/entry_points.txt"] = _entry_points(project).encode(), mtime, mode
     return found, dict(project.get("scripts", {}))
 
 
@@ -108,7 +124,7 @@ def _members(file: Path, top: str) -> Files:
                 raise ValueError("it unpacks to too much")
             content = archive.extractfile(member) if member.isreg() else None
             if content is not None and member.name.startswith(f"{top}/"):
-                found[member.name.removeprefix(f"{top}/")] = content.read(), int(member.mtime)
+                found[member.name.removeprefix(f"{top}/")] = content.read(), int(member.mtime), 0o644
     return found
 
 

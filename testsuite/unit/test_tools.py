@@ -393,13 +393,29 @@ def test_a_wheel_is_laid_in_with_its_programs(root, tmp_path) -> None:
     assert stat.S_IMODE(program.stat().st_mode) == 0o755
 
 
+def test_programs_in_a_wheel_can_be_run(root, tmp_path) -> None:
+    path = tmp_path / "tool-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for inside, mode in (("tool/hooks/10-first", 0o755), ("tool/hooks/README", 0o644)):
+            member = zipfile.ZipInfo(inside)
+            member.external_attr = (stat.S_IFREG | mode) << 16
+            archive.writestr(member, "#!/bin/bash\n")
+        archive.writestr("tool-1.0.data/scripts/tool-lint", "#!python\nprint()\n")
+    add_python(root, path, path.name)
+    hooks, program = root.folder / PACKAGES / "tool/hooks", root.folder / "usr/bin/tool-lint"
+    assert [stat.S_IMODE((hooks / name).stat().st_mode) for name in ("10-first", "README")] == [0o755, 0o644]
+    assert program.read_text() == "#!/usr/bin/python3\nprint()\n"
+    assert stat.S_IMODE(program.stat().st_mode) == 0o755
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [
         ({"../../../outside": "x"}, "leads out"),
         ({"/etc/passwd": "x"}, "needs more than to be copied"),
         ({"tool/fast.so": "x"}, "needs more than to be copied"),
-        ({"tool-1.0.data/scripts/x": "x"}, "needs more than to be copied"),
+        ({"tool-1.0.data/data/etc/x": "x"}, "needs more than to be copied"),
+        ({"tool-1.0.data/scripts/../../x": "x"}, "needs more than to be copied"),
         ({"tool-1.0.dist-info/entry_points.txt": "[console_scripts]\na = b;c:d\n"}, "not one function"),
     ],
 )
