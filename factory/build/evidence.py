@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from factory.build.changelog import Entry, changelog_text, entries_of
 from factory.build.contents import Tree, installed
@@ -23,6 +23,7 @@ from factory.build.deb import files_of_deb
 from factory.build.inventory import Inventory, inventory_of
 from factory.build.licences import Licences, licences_of
 from factory.errors import NotGood
+from factory.system.values import adapter
 
 CHANGELOGS = "changelogs.json.xz"
 SCHEMA = "factory/changelogs/1"
@@ -145,7 +146,7 @@ def _entries(read: Read, name: str, source: str) -> tuple[Entry, ...]:
 
 def changelogs_bytes(sources: Mapping[str, Source]) -> bytes:
     """The changelogs of an image, compressed: every byte follows from what they say."""
-    body = TypeAdapter(dict[str, Source]).dump_python(dict(sorted(sources.items())), mode="json")
+    body = adapter(dict[str, Source]).dump_python(dict(sorted(sources.items())), mode="json")
     text = json.dumps({"schema": SCHEMA, "sources": body}, sort_keys=True)
     return lzma.compress(text.encode(), preset=6)
 
@@ -161,7 +162,7 @@ def read_changelogs(content: bytes) -> dict[str, Source]:
         body: dict[str, Any] = json.loads(text)
         if body["schema"] != SCHEMA:
             raise NotGood("the changelogs are of another version than this factory reads")
-        return TypeAdapter(dict[str, Source]).validate_python(body["sources"])
+        return adapter(dict[str, Source]).validate_python(body["sources"])
     except (lzma.LZMAError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as damaged:
         raise NotGood("the changelogs are damaged", facts=(("said", str(damaged)[:200]),)) from None
 

@@ -11,10 +11,11 @@ import posixpath
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from factory.build.contents import Entry
 from factory.errors import NotGood
+from factory.system.values import adapter
 
 NAME = "inventory.json"
 SCHEMA = "factory/inventory/1"
@@ -54,7 +55,7 @@ class Inventory:
 
     def text(self) -> str:
         """The canonical text."""
-        body = TypeAdapter(Inventory).dump_python(self, mode="json")
+        body = adapter(Inventory).dump_python(self, mode="json")
         return json.dumps({"schema": SCHEMA, **body}, indent=1, sort_keys=True) + "\n"
 
 
@@ -68,7 +69,7 @@ def read_inventory(text: bytes | str) -> Inventory:
         body = json.loads(text)
         if body.pop("schema") != SCHEMA:
             raise NotGood("the inventory is of another version than this factory reads")
-        return TypeAdapter(Inventory).validate_python(body)
+        return adapter(Inventory).validate_python(body)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError, ValidationError) as damaged:
         raise NotGood("the inventory is damaged", facts=(("said", str(damaged)[:200]),)) from None
 

@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from factory.build.box import OUT, Box
 from factory.build.identity import identity
 from factory.errors import NotGood
 from factory.model import Description, Recipe, Repository
 from factory.system.files import appearing, sha256_file
+from factory.system.values import adapter
 
 SCHEMA = "factory/source/1"
 REBUILD = "rebuild"
@@ -69,7 +70,7 @@ class Manifest:
 
     def text(self) -> str:
         """The canonical text."""
-        body = TypeAdapter(Manifest).dump_python(self, mode="json")
+        body = adapter(Manifest).dump_python(self, mode="json")
         return json.dumps({"schema": SCHEMA, **body}, indent=1, sort_keys=True) + "\n"
 
 
@@ -120,7 +121,7 @@ def read_manifest(path: Path) -> Manifest:
         body = json.loads(path.read_text())
         if body.pop("schema") != SCHEMA:
             raise NotGood("the source tarball is of another version than this factory reads")
-        return TypeAdapter(Manifest).validate_python(body)
+        return adapter(Manifest).validate_python(body)
     except FileNotFoundError:
         raise NotGood(
             "the source tarball holds a build tree and no manifest, so the image cannot be made from it again",

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import unquote
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from factory.build import tools_root
 from factory.build.box import Box
@@ -37,6 +37,7 @@ from factory.system.files import appearing, write_whole
 from factory.system.lock import waiting
 from factory.system.secrets import Login
 from factory.system.state import State
+from factory.system.values import adapter
 
 Say = Callable[[str], None]
 LIST = Path(__file__).parent / "tools.toml"
@@ -180,7 +181,7 @@ def note_name(tools: ToolList, indexes: Iterable[Input]) -> str:
 def _noted(note: Path, store: BlobStore) -> tuple[Input, ...] | None:
     """What an earlier night found by the same list and indexes, when all of it is still in the store."""
     try:
-        files = TypeAdapter(tuple[Input, ...]).validate_json(note.read_bytes())
+        files = adapter(tuple[Input, ...]).validate_json(note.read_bytes())
     except (OSError, ValidationError):
         return None
     return files if all(store.path(one.sha512).is_file() for one in files) else None

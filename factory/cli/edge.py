@@ -18,6 +18,7 @@ import typer
 from factory import __version__
 from factory.errors import FactoryError, InputFault
 from factory.system.text import visible
+from factory.system.values import adapter
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -239,9 +240,7 @@ def table(*rows: tuple[str, str]) -> None:
 
 def print_json(verb: str, value: object) -> None:
     """One document with its schema."""
-    from pydantic import TypeAdapter
-
-    body = TypeAdapter(type(value)).dump_python(value, mode="json")
+    body = adapter(type(value)).dump_python(value, mode="json")
     print(json.dumps({"schema": f"factory/{verb}/1", "value": body}, indent=1, sort_keys=True))
 
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from pydantic import TypeAdapter
-
 from factory.diff import of_sides, published_before
 from factory.diff.model import ImageDifference
 from factory.diff.read import read_side
@@ -16,6 +14,7 @@ from factory.errors import FactoryError
 from factory.model import DIFFERENCE, RELEASE_NOTE
 from factory.system.files import write_whole
 from factory.system.state import Run
+from factory.system.values import adapter
 
 SCHEMA = "factory/diff/1"
 
@@ -45,5 +44,5 @@ def write_notes(run: Run, *, line: str, say: Callable[[str], None]) -> None:
 
 def difference_text(found: ImageDifference) -> str:
     """What ``factory diff --json`` prints."""
-    body = TypeAdapter(ImageDifference).dump_python(found, mode="json")
+    body = adapter(ImageDifference).dump_python(found, mode="json")
     return json.dumps({"schema": SCHEMA, "value": body}, indent=1, sort_keys=True) + "\n"

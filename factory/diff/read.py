@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from factory.build.changelog import changelog_text, entries_of
 from factory.build.contents import package_of_file, without_epoch
@@ -27,6 +27,7 @@ from factory.diff.model import Booted, End, Side
 from factory.errors import InputFault, InputsError, NotGood
 from factory.inputs.lock import read_lock
 from factory.model import BOOTED, Package, utc
+from factory.system.values import adapter
 
 _LARGEST_BYTES = 64 << 20
 _INSIDE = (MANIFEST, PACKAGES, FILES)
@@ -137,13 +138,13 @@ def _end(name: str, folder: Path, texts: Mapping[str, bytes], packages: tuple[Pa
 
 
 def _packages(text: bytes) -> tuple[Package, ...]:
-    return _parsed(PACKAGES, lambda: TypeAdapter(tuple[Package, ...]).validate_python(json.loads(text)["packages"]))
+    return _parsed(PACKAGES, lambda: adapter(tuple[Package, ...]).validate_python(json.loads(text)["packages"]))
 
 
 def _booted(text: bytes) -> Booted:
     def parse() -> Booted:
         body = json.loads(text)
-        return TypeAdapter(Booted).validate_python({key: body[key] for key in ("listening", "sysctl")})
+        return adapter(Booted).validate_python({key: body[key] for key in ("listening", "sysctl")})
 
     return _parsed(BOOTED, parse)
 

@@ -22,6 +22,7 @@ from factory.errors import FactoryError, InputFault
 from factory.model import STAGES
 from factory.system.clock import stamp
 from factory.system.files import write_whole
+from factory.system.values import adapter
 
 SCHEMA_VERSION = 1
 _RUN = "$RUN"
@@ -64,9 +65,7 @@ class Run:
 
     def write(self, stage: str, value: object) -> None:
         """Keep a stage's value; paths below the run become relative, so that the folder can travel."""
-        from pydantic import TypeAdapter
-
-        body = TypeAdapter(type(value)).dump_python(value, mode="json")
+        body = adapter(type(value)).dump_python(value, mode="json")
         text = json.dumps({"schema": f"factory/{stage}/{SCHEMA_VERSION}", "value": body}, indent=1, sort_keys=True)
         write_whole(self.file(stage), text.replace(json.dumps(str(self.path))[1:-1] + "/", f"{_RUN}/") + "\n")
 
@@ -77,7 +76,7 @@ class Run:
             InputFault: the stage has not finished in this run.
             FactoryError: the file is damaged or of another version.
         """
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import ValidationError
 
         path = self.file(stage)
         try:
@@ -90,7 +89,7 @@ class Run:
             body: dict[str, Any] = json.loads(text.replace(f"{_RUN}/", json.dumps(str(self.path))[1:-1] + "/"))
             if body["schema"] != f"factory/{stage}/{SCHEMA_VERSION}":
                 raise FactoryError(f"'{path}' has the schema {body['schema']!r}, not one this version reads")
-            return TypeAdapter(kind).validate_python(body["value"])
+            return adapter(kind).validate_python(body["value"])
         except (ValidationError, ValueError, KeyError, TypeError) as damaged:
             raise FactoryError(f"'{path}' is damaged", hint="start a new run") from damaged
 
