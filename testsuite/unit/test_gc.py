@@ -127,6 +127,23 @@ def test_tools_trees_that_go(case):
     assert [one.path.name for one in plan if one.kind == "tools"] == expected
 
 
+ROOTS = {
+    "used lately": ([blob("aa", 13)], [], []),
+    "not used for two weeks": ([blob("aa", 15)], [], ["aa"]),
+    "newer ones took its place": ([blob("aa", 1)], ["aa"], ["aa"]),
+    "being made": ([blob(".aa.part", 0.5)], [], []),
+    "half made": ([blob(".aa.part", 2)], [], [".aa.part"]),
+}
+
+
+@pytest.mark.parametrize("case", ROOTS)
+def test_kept_root_trees_that_go(case):
+    roots, surplus, expected = ROOTS[case]
+    old = frozenset(one.path for one in roots if one.path.name in surplus)
+    plan = plan_gc(Listing(runs=(), blobs=(), roots=tuple(roots), surplus=old), now=NOW, limits=LIMITS)
+    assert [one.path.name for one in plan if one.kind == "root"] == expected
+
+
 # -- in a real folder -------------------------------------------------------------------------------------------------
 
 
@@ -270,3 +287,14 @@ def test_a_tools_tree_goes_whole_and_frees_what_it_took(state):
     assert {path.name for path, _ in done.removals} == {gone.name, ".x.part"}
     assert done.freed_bytes >= 140_000
     assert sorted(path.name for path in state.tools.iterdir()) == [kept.name, "found-1.json"]
+
+
+def test_a_kept_root_tree_goes_whole_and_frees_what_it_took(state):
+    for name, age_days in (("a", 0), ("b", 15), (".c.part", 15)):
+        (state.roots / name).mkdir(parents=True)
+        (state.roots / name / "root.tar.zst").write_bytes(bytes(70_000))
+        os.utime(state.roots / name, ((NOW - timedelta(days=age_days)).timestamp(),) * 2)
+    done = collect(state, now=NOW)
+    assert {path.name for path, _ in done.removals} == {"b", ".c.part"}
+    assert done.freed_bytes >= 140_000
+    assert [path.name for path in state.roots.iterdir()] == ["a"]

@@ -27,7 +27,7 @@ case " $* " in
     holder="$place/loops/$(basename "$dev")"
     [ -f "$holder" ] || exec "$real" "$@"
     kill "$(<"$holder")"
-    tail --pid="$(<"$holder")" -f /dev/null
+    tail --pid="$(<"$holder")" --sleep-interval=0.02 -f /dev/null # looks once a second else
     rm "$holder"
     ;;
   *) exec "$real" "$@" ;;
