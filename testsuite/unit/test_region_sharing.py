@@ -290,7 +290,7 @@ def test_a_change_that_was_killed_anywhere_is_never_forgotten(tmp_path: Path) ->
         registrations = Registrations(tmp_path / "r.sqlite")
         assert {system.login for system in registrations.systems()} <= set(log.pending("peer"))
         registrations.close()
-    assert killed > 20
+    assert killed > 15, "there are fewer lines to be killed at than the work has"
 
 
 def test_sending_that_was_killed_anywhere_is_finished_by_the_next(
