@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from factory import __version__
@@ -279,6 +280,7 @@ def _artifact(
         packages=packages,
         files=package_files(packages, recorder.inputs, recorder.store, recipe.tree),
         found=found.evidence,
+        pack=partial(tarball.packed, place),
     )
     results = {path.name: path for path in (*lists, lock, *records.paths)}
     manifest = tarball.manifest_of(

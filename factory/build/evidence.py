@@ -35,6 +35,8 @@ _UNPACKED_BYTES = 64 << 20
 
 Read = Callable[[str], bytes]
 """The content of a path in the image, or nothing."""
+Pack = Callable[[bytes], bytes]
+"""Compresses to the form of xz."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +146,11 @@ def _entries(read: Read, name: str, source: str) -> tuple[Entry, ...]:
 # -- changelogs as a file ---------------------------------------------------------------------------------------------
 
 
-def changelogs_bytes(sources: Mapping[str, Source]) -> bytes:
-    """The changelogs of an image, compressed: every byte follows from what they say."""
+def changelogs_bytes(sources: Mapping[str, Source], *, pack: Pack = lzma.compress) -> bytes:
+    """The changelogs of an image, compressed: every byte follows from what they say, and from what ``pack`` is."""
     body = adapter(dict[str, Source]).dump_python(dict(sorted(sources.items())), mode="json")
     text = json.dumps({"schema": SCHEMA, "sources": body}, sort_keys=True)
-    return lzma.compress(text.encode(), preset=6)
+    return pack(text.encode())
 
 
 def read_changelogs(content: bytes) -> dict[str, Source]:

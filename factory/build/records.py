@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import lzma
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +82,14 @@ def write_records(
     packages: tuple[Package, ...],
     files: Files,
     found: Evidence,
+    pack: evidence.Pack = lzma.compress,
 ) -> Records:
     """Write what is known of an image's packages into ``folder``.
 
     Args:
         files: what the packages were installed from.
         found: what the root tree told; what it left out is read from the packages' files.
+        pack: compresses the changelogs.
     """
     found = evidence.with_package_files(found, {key: file.path for key, file in files.items()})
     parts = [_part(package, files.get((package.name, package.arch)), found) for package in packages]
@@ -102,7 +105,7 @@ def write_records(
     )
     paths = folder / inventory.NAME, folder / evidence.CHANGELOGS, folder / sbom.NAME
     write_whole(paths[0], found.inventory.text())
-    write_whole(paths[1], evidence.changelogs_bytes(found.sources))
+    write_whole(paths[1], evidence.changelogs_bytes(found.sources, pack=pack))
     write_whole(paths[2], sbom.sbom_text(subject, parts))
     return Records(
         inventory=paths[0],

@@ -180,10 +180,21 @@ def compress(box: Box, tar: Path, tarball: Path) -> None:
 
     Most of it are digests, which nothing makes smaller; higher presets take seconds for nothing.
     """
-    argv = ["xz", "--format=xz", "--check=crc64", "-0", "--threads=1", "--keep", "--force", "--no-sparse"]
     with appearing(tarball) as partial:
-        box.run([*argv, OUT / tar.name])
-        tar.with_name(f"{tar.name}.xz").replace(partial)
+        _xz(box, tar, preset=0).replace(partial)
+
+
+def packed(box: Box, content: bytes) -> bytes:
+    """A text compressed by the box's own xz, for the same reason."""
+    plain = box.out / "packed"
+    plain.write_bytes(content)
+    return _xz(box, plain, preset=6).read_bytes()
+
+
+def _xz(box: Box, file: Path, *, preset: int) -> Path:
+    argv = ["xz", "--format=xz", "--check=crc64", f"-{preset}", "--threads=1", "--keep", "--force", "--no-sparse"]
+    box.run([*argv, OUT / file.name])
+    return file.with_name(f"{file.name}.xz")
 
 
 def _with_folders(files: Mapping[str, bytes]) -> list[tuple[str, bytes | None]]:

@@ -532,7 +532,9 @@ def test_records_name_the_file_that_each_package_came_from(root: Path, tmp_path:
         packages=packages,
         files=files,
         found=evidence_of(STATUS, Tree(root)),
+        pack=lambda text: b"the box's own " + text,
     )
+    assert made.changelogs.read_bytes().startswith(b"the box's own {")
     body = json.loads(made.sbom.read_text())
     assert PackageURL.from_string(component(body, "bare")["purl"]).namespace == "image-factory"
     assert dict(made.licences) == {"spdx": 1, "partly": 0, "named": 0, "prose": 0, "missing": 1}
