@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from factory.errors import InputsError
-from factory.system.files import Digests, digests
+from factory.system.files import Digests, sha256_file
 
 _CHUNK_BYTES = 1 << 20
 
@@ -127,15 +127,19 @@ class BlobStore:
         return found
 
     def known(self, sha256: str) -> Digests | None:
-        """The file with this SHA-256 when it is in the store and still has this content; a damaged one is dropped."""
+        """The file with this SHA-256 when it is in the store and still has this content; a damaged one is dropped.
+
+        Who asks knows the SHA-256 from a signed index, and that alone is computed again, from every byte. The SHA-512
+        is the file's name, which it got from the same bytes; a replay, which knows files by it, computes it.
+        """
         link = self._links / sha256
         try:
             path = self.path(link.readlink().name)
-            found = digests(path)
+            size_bytes, found = path.stat().st_size, sha256_file(path)
         except OSError:
             return None
-        if found.sha256 == sha256:
-            return found
+        if found == sha256:
+            return Digests(sha256=sha256, sha512=path.name, size_bytes=size_bytes)
         path.unlink(missing_ok=True)
         link.unlink(missing_ok=True)
         return None
