@@ -45,9 +45,7 @@ def packages(bill: dict) -> list[dict]:
     return [one for one in bill["components"] if one["type"] == "library"]
 
 
-def test_every_installed_package_is_in_the_bill_with_its_file(
-    artifact: Artifact, packages: list[dict], record_property
-) -> None:
+def test_every_installed_package_is_in_the_bill_with_its_file(artifact: Artifact, packages: list[dict]) -> None:
     found = {}
     for one in packages:
         purl = PackageURL.from_string(one["purl"])
@@ -65,7 +63,6 @@ def test_every_installed_package_is_in_the_bill_with_its_file(
         else:
             assert sums["SHA-512"] in locked
             assert origin in {repository.alias for repository in artifact.recipe.repositories}
-    record_property("components", len(packages))
 
 
 def test_both_digests_are_those_of_the_recorded_file(night: NightRun, packages: list[dict]) -> None:

@@ -89,7 +89,7 @@ def test_no_other_address_answers_or_hangs(a_box: Box, address: str) -> None:
     with pytest.raises(CommandFailed) as failed:
         a_box.run(["python3", "-c", code])
     assert "unreachable" in str(failed.value.facts) or "Cannot assign" in str(failed.value.facts)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 5, "it waited for an answer"
 
 
 def test_the_hosts_own_services_do_not_answer(a_box: Box) -> None:

@@ -159,7 +159,7 @@ def test_time_is_served(network: SandboxNetwork[None], address: str) -> None:
 def test_what_has_no_server_is_away_at_once(network: SandboxNetwork[None], address: str, refusal: str) -> None:
     started = time.monotonic()
     assert refusal in inside(network, CONNECT, address).stderr
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5, "it waited for an answer"
 
 
 @pytest.mark.needs_root
@@ -343,7 +343,7 @@ def test_the_accelerator_is_proven_by_the_image_s_own_kernel(image: Path, tmp_pa
     found = proven_accelerator(tmp_path / "cache", said.append, artifact=image)
     started = time.monotonic()
     assert proven_accelerator(tmp_path / "cache", said.append) == found
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4, "it was proven again"
     assert found in {"kvm", "tcg"}
 
 
