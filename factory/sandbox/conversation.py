@@ -15,8 +15,10 @@ from factory.system.run import Completed, failure
 
 _OVERLAP_BYTES = 4096
 """More than what we look for takes on the console, so that nothing is missed where two looks meet."""
-_RARELY_S = 1.0
-"""The longest pause between two looks: a boot that took a minute is not known a fifth of a second sooner."""
+_RARELY_S = 2.0
+_PART = 30
+"""A pause between two looks is this part of the wait so far, and at most the above: each wakes a processor that the
+guest could use, and a boot that took a minute need not be known a second sooner."""
 _READ_SCREEN = (
     'set -- $(sudo -n head -c 2 /dev/vcsa1 | od -An -tu1) && test -n "$2" && sudo -n fold -b -w "$2" /dev/vcs1'
 )
@@ -137,7 +139,7 @@ class Conversation:
             if waited_s > timeout_s:
                 goal = what or f"'{pattern}' on its console"
                 raise self.trouble(GuestSilent, f"the guest did not get to {goal} within {timeout_s:.0f} s")
-            time.sleep(max(self.poll_s, min(waited_s / 50, _RARELY_S)))
+            time.sleep(max(self.poll_s, min(waited_s / _PART, _RARELY_S)))
 
     def trouble(self, kind: type[SandboxError], message: str) -> SandboxError:
         """An error that tells what the guest said last."""

@@ -16,7 +16,7 @@ from factory.sandbox.conversation import Conversation
 from factory.sandbox.machine import Machine
 from factory.sandbox.qmp import Agent, Qmp
 from factory.system.clock import now
-from factory.system.run import Completed, last_lines
+from factory.system.run import Completed, ended, last_lines
 
 
 class Guest(Conversation):
@@ -139,10 +139,8 @@ class Guest(Conversation):
         self._await_end(timeout_s=timeout_s)
 
     def _await_end(self, *, timeout_s: float) -> None:
-        try:
-            self._qemu.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise self.trouble(GuestSilent, f"the guest did not shut down within {timeout_s:.0f} s") from None
+        if ended(self._qemu, wait_s=timeout_s) is None:
+            raise self.trouble(GuestSilent, f"the guest did not shut down within {timeout_s:.0f} s")
 
 
 _numbers = itertools.count(1)
