@@ -64,7 +64,7 @@ class Night:
 
     ``stale`` are repositories whose mirror is too far behind: nothing is published from them until they follow.
     ``promises`` are those to users that are broken, or will be before the next night.
-    ``own_cpu_s`` is the processor time of the factory itself, without the programs it called.
+    ``own_cpu_s`` is the processor time of the factory itself since it was started, without the programs it called.
     """
 
     image: str

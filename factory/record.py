@@ -27,12 +27,16 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
-    """One line of the summary table: ``outcome`` is done, kept, red, withheld or broken."""
+    """One line of the summary table: ``outcome`` is done, kept, red, withheld or broken.
+
+    ``own_cpu_s`` is the processor time of the factory itself in it, without the programs it called.
+    """
 
     stage: str
     outcome: str
     seconds: float
     note: str = ""
+    own_cpu_s: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -52,7 +56,7 @@ class Record:
             if name not in {result.stage for result in self.results}:
                 self.results.append(StageResult(stage=name, outcome="kept", seconds=0.0))
             return self.run.read(name, kind)
-        started, clock = self.now(), time.monotonic()
+        started, clock, own = self.now(), time.monotonic(), time.process_time()
         self.say(name, "starts")
         try:
             value = work()
@@ -63,7 +67,8 @@ class Record:
         self.run.write(name, value)
         outcome, note = judged(value)
         detail = detail_of(value, images=self.images)
-        self.note(name, outcome, started, time.monotonic() - clock, note=note, detail=detail)
+        seconds, own_cpu_s = time.monotonic() - clock, time.process_time() - own
+        self.note(name, outcome, started, seconds, note=note, detail=detail, own_cpu_s=own_cpu_s)
         self.say(name, f"{outcome}{': ' if note else ''}{note}")
         return value
 
@@ -81,9 +86,18 @@ class Record:
         )
 
     def note(
-        self, stage: str, outcome: str, started: datetime, seconds: float, *, note: str, detail: Mapping[str, object]
+        self,
+        stage: str,
+        outcome: str,
+        started: datetime,
+        seconds: float,
+        *,
+        note: str,
+        detail: Mapping[str, object],
+        own_cpu_s: float = 0.0,
     ) -> None:
-        self.results.append(StageResult(stage=stage, outcome=outcome, seconds=seconds, note=note))
+        result = StageResult(stage=stage, outcome=outcome, seconds=seconds, note=note, own_cpu_s=own_cpu_s)
+        self.results.append(result)
         self.recorded(
             lambda ledger: ledger.record_stage(
                 self.run.id,
@@ -130,7 +144,8 @@ def judged(value: object) -> tuple[str, str]:
         case Verdict():
             passed = sum(check.outcome is Outcome.PASSED for check in value.checks)
             where = "" if value.sandbox == "qemu" else f"{value.sandbox}, "
-            return "done", f"{passed} checks passed, {where}{value.accelerator}"
+            unmet = f", {len(value.unmet)} unmet as described" if value.unmet else ""
+            return "done", f"{passed} checks passed{unmet}, {where}{value.accelerator}"
         case Bundle():
             return "done", f"key {value.fingerprint[-16:]}" + (" (throw-away)" if value.throw_away_key else "")
         case Publication() if not value.releases:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -272,6 +274,7 @@ def nightly(
                 say("report", str(page_of_night(records, runs[0]) or "no page"))
             raise
         page = page_of_night(records, night.run) if records else None
+    night = replace(night, own_cpu_s=time.process_time())  # from our start on, the page included
     if night.outcome == "red" or night.stale:
         announce(here, image, night.outcome, night.reason)
     if as_json:
@@ -315,9 +318,10 @@ def print_night(night: Night, here: Installation, page: Path | None) -> None:
     from rich.table import Table
 
     console = Console(soft_wrap=True)
-    summary = Table("stage", "result", "seconds", "", title=f"{night.image}: {night.outcome} ({night.reason})")
+    title = f"{night.image}: {night.outcome} ({night.reason})"
+    summary = Table("stage", "result", "seconds", "itself", "", title=title)
     for stage in night.stages:
-        summary.add_row(stage.stage, stage.outcome, f"{stage.seconds:.1f}", stage.note)
+        summary.add_row(stage.stage, stage.outcome, f"{stage.seconds:.1f}", f"{stage.own_cpu_s:.1f}", stage.note)
     console.print(summary)
     if night.verdict is not None and not night.verdict.passed:
         print_checks(night.verdict.failures)
