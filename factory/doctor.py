@@ -209,9 +209,10 @@ def mirrors_of(here: Installation, image: str) -> Iterator[Question]:
     logins = here.logins(image)
     upstream = Upstream(timeout_s=_MIRROR_TIMEOUT_S, attempts=1, logins=logins)
     for alias, mirror, suite in build_sources(here.project, image, site=here.site):
-        address = f"{mirror.rstrip('/')}/dists/{suite}/InRelease"
+        signed = f"dists/{suite}/InRelease" if suite else "repodata/repomd.xml"
+        address = f"{mirror.rstrip('/')}/{signed}"
         yield Question(
-            name=f"mirror {alias} {suite}",
+            name=f"mirror {alias} {suite}".rstrip(),
             alias=alias,
             address=address,
             upstream=upstream,

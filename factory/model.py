@@ -28,7 +28,7 @@ class Repository:
     """A package repository by alias.
 
     ``url`` is the address that an image carries; where builds read it from is ``[mirrors]`` in the site file. ``key``
-    is the path, inside the image, of the keyring that signs it.
+    is the path, inside the image, of the keyring that signs it. Only Debian's repositories have suites.
     """
 
     alias: str
@@ -36,6 +36,11 @@ class Repository:
     suites: tuple[str, ...]
     components: tuple[str, ...] = ("main",)
     key: str = ""
+
+    @property
+    def kind(self) -> str:
+        """``apt-deb`` or ``rpm-md``."""
+        return "apt-deb" if self.suites else "rpm-md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ from factory.describe.host_apt import host_repositories
 from factory.describe.kiwi_xml import build_suites, config_faults, parse, read_config
 from factory.describe.load import DESCRIPTIONS, generic_twice, images, load_description, load_site
 from factory.describe.repositories import Sources, address, mirror, sources
+from factory.describe.repository_keys import key_faults
 from factory.describe.resolve import made_later, overlay_files, write_tree
 from factory.describe.scaffold import scaffold
 from factory.errors import Fault, InputFault
@@ -141,11 +142,11 @@ def image_faults(project: Path, image: str, *, site: Site, now: datetime) -> tup
 
 
 def build_sources(project: Path, image: str, *, site: Site) -> Iterator[tuple[str, str, str]]:
-    """What a build of the image reads: (alias, address, suite); an empty address when nobody names one."""
+    """What a build of the image reads: (alias, address, suite, if any); an empty address when nobody names one."""
     host = host_repositories()
     for repository in load_description(project, image).update_repositories:
         read_from = mirror(image, repository.alias, site) or address(repository, site, host)
-        for suite in repository.suites:
+        for suite in repository.suites or ("",):
             yield repository.alias, read_from, suite
 
 
@@ -173,6 +174,7 @@ def _resolve(
         wrong_parts += wrong.faults or (Fault(place=shown, problem=wrong.message),)
     try:
         found = sources(description, site, project=project)
+        wrong_parts += key_faults(description, found, now=now, lifetime_days=lifetime_days(description, site))
     except InputFault as wrong:
         wrong_parts += wrong.faults
     known = {name: _quietly(project, name) for name in images(project)}

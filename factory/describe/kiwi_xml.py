@@ -130,7 +130,7 @@ def config_faults(root: etree._Element, description: Description, *, shown: str)
 
 def _suite_faults(root: etree._Element, description: Description, shown: str) -> Iterator[Fault]:
     """A build reads what an instance will: the factory builds from the suites of image.toml, plain kiwi from these."""
-    wanted = {(one.alias, suite) for one in description.update_repositories for suite in one.suites}
+    wanted = {(one.alias, suite) for one in description.update_repositories for suite in one.suites or ("",)}
     found = {(alias, suite) for alias, suite, _ in build_suites(root)}
     aliases = {one.alias for one in description.update_repositories}
     for alias, suite in sorted(pair for pair in found - wanted if pair[0] in aliases):

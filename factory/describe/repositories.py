@@ -9,6 +9,7 @@ from pathlib import Path
 
 from factory.describe.host_apt import AptSource, host_keyring, host_repositories
 from factory.describe.upstream_keys import upstream_keys, vendor_keyring
+from factory.describe.vendors import no_builder, no_mirror, no_pin, no_updates, no_vendor_keyring
 from factory.errors import Fault, InputFault
 from factory.inputs.lock import TOOL_ALIASES, TOOLS, WHEELS
 from factory.inputs.signers import UPSTREAM_KEYS
@@ -43,9 +44,14 @@ def sources(description: Description, site: Site, *, project: Path | None = None
     host = host_repositories(root)
     found = [(one, address(one, site, host)) for one in description.update_repositories]
     keyrings = {one.alias: keyring(one, host, root, project) for one in description.update_repositories}
-    faults = [_no_address(description, one) for one, url in found if not url]
-    faults += [_no_keyring(description, one) for one, _ in found if keyrings[one.alias] is None]
     mirrors = {one.alias: mirror(description.name, one.alias, site) or url for one, url in found}
+    faults = [_no_address(description, one) for one, url in found if not url and one.kind == "apt-deb"]
+    faults += [no_mirror(description, one, site) for one, _ in found if not mirrors[one.alias] and one.kind == "rpm-md"]
+    if description.registration.mode == "none":
+        faults += [no_updates(description, one) for one, url in found if not url and one.kind == "rpm-md"]
+    for one, _ in found:
+        if keyrings[one.alias] is None:
+            faults.append((_no_keyring if one.kind == "apt-deb" else no_vendor_keyring)(description, one))
     tools, signed = tools_mirror(mirrors, site, host), keyring(_DEBIAN, host, root, project)
     faults += [_reserved(description, one) for one, _ in found if one.alias in TOOL_ALIASES]
     faults += [] if tools else [_no_tools(site)]
@@ -54,6 +60,10 @@ def sources(description: Description, site: Site, *, project: Path | None = None
         keys = upstream_keys(project) if project else {}
     except InputFault as wrong:
         faults += wrong.faults or (Fault(place=UPSTREAM_KEYS, problem=wrong.message),)
+        keys = {}
+    else:
+        faults += [no_pin(description, one) for one, _ in found if one.kind == "rpm-md" and one.alias not in keys]
+    faults += [no_builder(description, one) for one, _ in found if one.kind == "rpm-md"]
     if faults:
         raise InputFault(f"image '{description.name}' cannot get its packages", faults=tuple(faults))
     python = {WHEELS: site.mirrors["python"]} if "python" in site.mirrors else {}

@@ -112,10 +112,19 @@ class DiskTable(Closed):
 class RepositoryTable(Closed):
     """``[update_repositories.ALIAS]``."""
 
+    type: Literal["apt-deb", "rpm-md"] = "apt-deb"
     url: WebAddress | None = None
-    suites: Annotated[list[Suite], Field(min_length=1)]
+    suites: Annotated[list[Suite], Field(min_length=1)] = []
     components: Annotated[list[Component], Field(min_length=1)] = ["main"]
     key: ImagePath
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if self.type == "apt-deb" and not self.suites:
+            raise ValueError("names no suites")
+        if self.type == "rpm-md" and not {"suites", "components"}.isdisjoint(self.model_fields_set):
+            raise ValueError("names suites or components, which a repository of type 'rpm-md' does not have")
+        return self
 
 
 class RegistrationTable(Closed):
