@@ -77,15 +77,16 @@ def root_tree(
     """Make ``root``, in the box: from the shelf, or by ``install``, whose result is then kept there; without one, made.
 
     Raises:
-        InputsError: a file that the tree was made of can neither be found nor be fetched again.
+        InputsError: a file that the tree was made of is not good, or a mirror is away.
     """
     if shelf is None:
         install()
         return
     if (kept := find(shelf)) and _unpacked(shelf, place, root):
-        say(f"its {len(kept.inputs)} inputs were installed before: starting from the kept root tree {shelf.key[:12]}")
-        answered_again(kept, inputs)
-        return
+        if answered_again(kept, inputs):
+            say(f"its {len(kept.inputs)} inputs were installed before: starting from kept root tree {shelf.key[:12]}")
+            return
+        place.run(["rm", "-rf", root])
     install()
     keep(shelf, place, root, inputs=inputs.inputs)
 
@@ -117,15 +118,22 @@ def _unpacked(shelf: Shelf, place: Box, root: Path) -> bool:
     return True
 
 
-def answered_again(kept: Root, inputs: Inputs) -> None:
-    """Ask for all that a kept tree was made of: signed indexes first, then the package lists, then packages."""
+def answered_again(kept: Root, inputs: Inputs) -> bool:
+    """Ask for all that a kept tree was made of, indexes first; whether the answers are the same.
+
+    Raises:
+        InputsError: one of them is not good, or a mirror is away.
+    """
+
+    def same(one: Input) -> bool:
+        return inputs.get(one.repository, one.path) == one
+
     packages = [one for one in kept.inputs if one.path.endswith(".deb")]
     lists = sorted(set(kept.inputs) - set(packages), key=lambda one: not one.path.endswith("/InRelease"))
-    for one in lists:
-        inputs.get(one.repository, one.path)
+    if not all(same(one) for one in lists):
+        return False
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
-        for asked in [pool.submit(inputs.get, one.repository, one.path) for one in packages]:
-            asked.result()
+        return all(pool.map(same, packages))
 
 
 def keep(shelf: Shelf, place: Box, root: Path, *, inputs: tuple[Input, ...]) -> None:

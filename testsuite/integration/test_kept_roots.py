@@ -17,9 +17,10 @@ import pytest
 
 from factory.build import build, kept
 from factory.build.box import TARGET, Box, box
+from factory.build.tarball import MANIFEST, read_manifest
 from factory.build.tools import ToolsTree, replayed_tree
-from factory.errors import BuildError
 from factory.inputs.lock import TOOL_ALIASES, TOOLS, read_lock
+from factory.inputs.recorder import Origin, Recorder
 from factory.inputs.replay import Replay
 from factory.model import Artifact, Recipe
 from factory.system.clock import now
@@ -171,7 +172,8 @@ class Elsewhere:
         self.state = State(path=folder / "state").prepare()
         self.lock = read_lock(self.artifact.lock)
         self.said: list[str] = []
-        for name in ("blobs", "tools", "roots"):
+        self.state.tools.symlink_to(night.state.tools)
+        for name in ("blobs", "roots"):
             if (night.state.path / name).is_dir():
                 source, target = night.state.path / name, self.state.path / name
                 shutil.copytree(source, target, symlinks=True, copy_function=os.link)
@@ -187,12 +189,23 @@ class Elsewhere:
                 keyrings={TOOLS: self.artifact.recipe.keyrings[TOOLS]},
                 blobs=self.state.blobs,
                 sources=(),
-                epoch=self.artifact.epoch,
+                epoch=read_manifest(night.run.path / MANIFEST).tools_epoch,
             ),
             self.lock,
             folder=self.state.tools,
             say=lambda _: None,
         )
+
+    def recorder(self, address: str) -> Recorder:
+        """Of a new build."""
+        recipe = self.artifact.recipe
+        origins = {
+            one.alias: Origin(mirror=f"{address}/{one.alias}", keyring=recipe.keyrings[one.alias])
+            for one in recipe.repositories
+        }
+        made = Recorder(origins=origins, blobs=self.state.blobs, now=now())
+        made.read_indexes(recipe.repositories)
+        return made
 
     def build(self, address: str, *, fresh: bool = False, overlay: str = "") -> Artifact:
         recipe = self.artifact.recipe
@@ -213,7 +226,7 @@ class Elsewhere:
         """Whether the last build did."""
         whole = "\n".join(self.said)
         self.said.append("")
-        return "starting from the kept root tree" in whole.rpartition("building in ")[2]
+        return "starting from kept root tree" in whole.rpartition("building in ")[2]
 
 
 @pytest.fixture
@@ -270,12 +283,29 @@ def test_a_changed_overlay_is_built_from_the_kept_tree_as_from_nothing(elsewhere
 
 
 @pytest.mark.needs_image
-def test_a_file_that_the_kept_tree_was_made_of_must_be_there(elsewhere: Elsewhere, address: str) -> None:
+def test_a_kept_tree_counts_only_while_all_that_it_was_made_of_can_be_had(elsewhere: Elsewhere, address: str) -> None:
     """Neither in the store nor at the mirror: the lock would name what nobody has."""
-    if not elsewhere.state.roots.is_dir():
-        elsewhere.build(address)
-    gone = next(one for one in elsewhere.lock if "/perl-base_" in one.path)
+    inputs = tuple(one for one in elsewhere.lock if one.repository not in TOOL_ALIASES)
+    root = kept.Root(image="debian13", sha256="", inputs=inputs)
+    assert kept.answered_again(root, elsewhere.recorder(address))
+    gone = next(one for one in inputs if "/perl-base_" in one.path)
     (elsewhere.mirror / gone.repository / unquote(gone.path)).unlink()
+    assert kept.answered_again(root, elsewhere.recorder(address))  # from the store
     (elsewhere.state.blobs / gone.sha512).unlink()
-    with pytest.raises(BuildError, match="perl-base"):
-        elsewhere.build(address)
+    recorder = elsewhere.recorder(address)
+    assert not kept.answered_again(root, recorder)
+    assert recorder.get(gone.repository, gone.path).status == 404
+
+
+@pytest.mark.needs_image
+def test_what_a_kept_tree_was_made_of_is_in_the_lock_again(elsewhere: Elsewhere, address: str) -> None:
+    """And where the store lost a file, it is fetched: whoever has the lock finds all of it."""
+    inputs = tuple(one for one in elsewhere.lock if one.repository not in TOOL_ALIASES)
+    gone = next(one for one in inputs if "/perl-base_" in one.path)
+    (elsewhere.mirror / gone.repository / unquote(gone.path)).unlink()
+    shutil.move(elsewhere.state.blobs / gone.sha512, elsewhere.mirror / gone.repository / unquote(gone.path))
+    recorder = elsewhere.recorder(address)
+    assert kept.answered_again(kept.Root(image="debian13", sha256="", inputs=inputs), recorder)
+    assert recorder.inputs == tuple(sorted(inputs))
+    assert recorder.faults == ()
+    assert (elsewhere.state.blobs / gone.sha512).is_file()
