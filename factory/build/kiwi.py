@@ -8,11 +8,11 @@ which an earlier build may have installed (:mod:`factory.build.kept`), and for e
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory.build.attended import INPUTS_PORT, attended
 from factory.build.box import DESCRIPTION, PLACE, TARGET, Box
 from factory.build.failure import clean, explain
 from factory.build.halves import CONFIG
@@ -21,9 +21,7 @@ from factory.errors import BuildError, CommandFailed
 from factory.inputs.answers import Inputs
 from factory.model import Recipe, Repository
 from factory.system.files import free_bytes
-from factory.system.run import ended, ending, failure, last_lines
 
-INPUTS_PORT = 3142
 KIWI_TARGET = TARGET / "kiwi"
 ROOT_TREE = KIWI_TARGET / "build" / "image-root"
 """Where kiwi has the root tree of an image while it builds it."""
@@ -33,9 +31,6 @@ _GENERAL = (
     *(str(PLACE / "bin" / "kiwi-ng"), "--debug", "--config", str(PLACE / "etc" / "kiwi.yml")),
     *("--shared-cache-dir", str(TARGET / "cache"), "--temp-dir", str(TARGET / "tmp")),
 )
-_TIMEOUT_S = 5400.0
-_SAY_EVERY_S = 10.0
-_LOOK_EVERY_S = 1.0
 _STEP = re.compile(r"\[ INFO +\]: [\d:]{8} \| (?!-->)(\S.*)")
 _PACKAGE = re.compile(r"\| (?:bootstrap|system|image): ((?:Get:\d+|Unpacking|Setting up|Preparing to unpack) .*)")
 _FETCHED = re.compile(r"Get:\d+ \S+ (?:\S+/\S+ \S+|\S+) (\S+)")
@@ -117,7 +112,7 @@ class Kiwi:
     def _kiwi(self, argv: list[str], env: Mapping[str, str]) -> None:
         self.box.run(["mkdir", "-p", TARGET / "tmp", KIWI_TARGET])
         try:
-            _run(argv, self.box, env, recorder=self.inputs, log=self.log, say=self.say)
+            attended(argv, self.box, env, name="kiwi", doing=doing, recorder=self.inputs, log=self.log, say=self.say)
         except CommandFailed as failed:
             image = self.recipe.description.name
             free = free_bytes(self.box.seen(TARGET))
@@ -141,24 +136,6 @@ def build_command(recipe: Recipe, description: Path, *, on_a_root: bool) -> list
     verb += ["--allow-existing-root"] if on_a_root else []
     verb += ["--ignore-repos-used-for-build", "--set-type-attr", "format="]
     return [*_GENERAL, *verb, *repository_options(recipe.repositories)]
-
-
-def _run(
-    argv: list[str], box: Box, env: Mapping[str, str], *, recorder: Inputs, log: Path, say: Callable[[str], None]
-) -> None:
-    started = said = time.monotonic()
-    with box.running(argv, log=log, env=env) as process:
-        while (status := ended(process, wait_s=_LOOK_EVERY_S)) is None:
-            present = time.monotonic()
-            if recorder.faults:
-                raise failure(argv, "was ended: an input is missing", log=log)
-            if present - started > _TIMEOUT_S:
-                raise failure(argv, f"did not end within {_TIMEOUT_S:.0f} s", log=log)
-            if present - said >= _SAY_EVERY_S:
-                said = present
-                say(f"kiwi, {present - started:.0f} s: {doing(last_lines(log, size_bytes=1 << 16))}")
-    if status:
-        raise failure(argv, ending(status, time.monotonic() - started), log=log)
 
 
 def doing(log_end: str) -> str:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tools tree: the root of a build box, made from locked packages, kept by what it is made of.
 
-``tools.toml`` beside this module names what belongs in it. A tree is made once for the same packages, appears by one
-rename, and is never changed: boxes see it read-only. What it is made of is listed in every lock of an image that it
-built, so that a rebuild makes the same tree from the lock alone.
+``tools.toml`` and its like beside this module name what belongs in it, one list a builder. A tree is made once for the
+same packages, appears by one rename, and is never changed: boxes see it read-only. What it is made of is listed in
+every lock of an image that it built, so that a rebuild makes the same tree from the lock alone.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from factory.system.values import adapter
 
 Say = Callable[[str], None]
 LIST = Path(__file__).parent / "tools.toml"
+LISTS = {"kiwi": LIST, "diskimage-builder": LIST.with_name("tools-dib.toml")}
+"""By builder what it works with: what one needs never changes the tree, and with it the bytes, of the other."""
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _FETCHERS = 4
 _WAIT_S = 1800.0
@@ -119,6 +121,7 @@ def tools_tree(
         upstream=Upstream(logins=logins),
         now=now,
         say=say,
+        wanted=read_list(LISTS[recipe.description.builder]),
     )
 
 
@@ -234,12 +237,12 @@ def _verified(store: BlobStore, entry: Input) -> Path:
     )
 
 
-def versions(place: Box, tree: ToolsTree) -> dict[str, str]:
+def versions(place: Box, tree: ToolsTree, builder: str) -> dict[str, str]:
     """The programs whose versions shape an image's bytes, as the box has them."""
     mke2fs = place.run(["mke2fs", "-V"], timeout_s=20).stderr.splitlines()[0]
     image = place.run(["qemu-img", "--version"], timeout_s=20).stdout.splitlines()[0]
     return {
-        "kiwi": tree.version("kiwi"),
+        builder: tree.version(builder.replace("-", "_")),
         "mke2fs": mke2fs.split()[1],
         "qemu-img": image.removeprefix("qemu-img version ").split()[0],
         "tools-tree": tree.digest,

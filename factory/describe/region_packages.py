@@ -15,7 +15,6 @@ from factory.region.packages import build_deb, issue, payloads
 
 FOLDER = "var/cache/image-factory"
 """Where the packages lie in the overlay; ``config.sh`` removes it."""
-_APT = "<packagemanager>apt</packagemanager>"
 
 
 def pack(
@@ -24,13 +23,13 @@ def pack(
     client: RegionClient,
     registration: Registration,
     *,
-    config: str,
+    apt: bool,
     record: Path | None,
 ) -> frozenset[str]:
     """Put the packages into the overlay; returns the files that belong to them, as paths in the image.
 
     Args:
-        config: kiwi's description: only images that have apt get Debian packages.
+        apt: whether the image is made of Debian packages: only these get ours.
         record: which versions were given out; without one a version follows from the content alone.
 
     Raises:
@@ -40,7 +39,7 @@ def pack(
     if folder.exists() or folder.is_symlink():
         fault = Fault(place=f"root/{FOLDER}", problem="is where the factory puts its own packages")
         raise InputFault("an overlay holds packages that would be installed as the factory's own", faults=(fault,))
-    if registration.mode == "none" or _APT not in config:
+    if registration.mode == "none" or not apt:
         return frozenset()
     folder.mkdir(parents=True)
     wanted = payloads(regions, client)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A description, the site and the regions, made into one folder that plain kiwi can build.
+"""A description, the site and the regions, made into one folder that the plain builder can build.
 
 The folder is the same to the byte whenever the same is put in: files are merged in a fixed order and their modes are
 normalised. What cannot be kept so in git (owners, other modes) is set by ``config.sh`` in the image.
@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from factory.describe.appliance import appliance_script
+from factory.describe.blueprint import Blueprint
+from factory.describe.elements import SCRIPTS_FOLDER, write_elements
 from factory.describe.kiwi_xml import with_addresses
 from factory.describe.load import COMMON, DESCRIPTIONS
 from factory.describe.region_packages import FOLDER, pack
@@ -37,8 +39,7 @@ def write_tree(
     tree: Path,
     description: Description,
     *,
-    config: str,
-    suites: Sequence[tuple[str, str, str]],
+    blueprint: Blueprint,
     repositories: tuple[Repository, ...],
     regions: tuple[Region, ...],
     client: RegionClient,
@@ -56,21 +57,26 @@ def write_tree(
     addresses = {repository.alias: repository.url for repository in repositories}
     own, common = project / DESCRIPTIONS / description.name, project / DESCRIPTIONS / COMMON
     tree.mkdir(parents=True)
-    (tree / "config.xml").write_text(with_addresses(config, addresses))
+    scripts = tree
+    if blueprint.elements:
+        write_elements(tree, blueprint.elements)
+        scripts = tree / SCRIPTS_FOLDER
+    else:
+        (tree / "config.xml").write_text(with_addresses(blueprint.config, addresses))
     for script in SCRIPTS:
-        _script(tree / script, description, [own / script, common / script])
+        _script(scripts / script, description, [own / script, common / script])
     root = tree / ROOT
     root.mkdir()
     for layer in layers(own, common, description):
         merge(layer, root)
     install(root, guest_files(regions, client, description.registration, repositories))
-    packaged = pack(root, regions, client, description.registration, config=config, record=record)
+    packaged = pack(root, regions, client, description.registration, apt=blueprint.apt, record=record)
     for name, text in generated_files(description, repositories, ntp_servers).items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     appliance = tree / "create_appliance.sh"
-    appliance.write_text(appliance_script(description, suites, addresses))
+    appliance.write_text(appliance_script(description, blueprint.suites, addresses))
     appliance.chmod(0o755)
     normalise(tree)
     return packaged

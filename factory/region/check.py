@@ -77,18 +77,19 @@ def tree_subject(
     regions: Sequence[Region] | None = None,
     client: RegionClient | None = None,
 ) -> Subject:
-    """A folder as a subject: a build tree (``config.xml`` and ``root/``), a root file system, or an overlay."""
-    config = folder / "config.xml"
-    build_tree = config.is_file() and (folder / "root").is_dir()
+    """A folder as a subject: a build tree (with ``config.xml`` or ``elements``), a root file system, or an overlay."""
+    config, elements = folder / "config.xml", folder / "elements"
+    build_tree = (config.is_file() or elements.is_dir()) and (folder / "root").is_dir()
     root = FolderRoot(folder / "root" if build_tree else folder)
     complete = not build_tree and any(root.find(path) for path in _SYSTEM_FILES)
-    script = folder / "config.sh"
+    scripts = [folder / "config.sh", *sorted(elements.glob("*/scripts/config.sh"))]
+    script = next((path for path in scripts if path.is_file()), None)
     content = Content(
         root=root,
         complete=complete,
         mode=mode,
-        config_xml=config.read_text(errors="replace") if build_tree else "",
-        scripts=script.read_text(errors="replace") if build_tree and script.is_file() else "",
+        config_xml=config.read_text(errors="replace") if build_tree and config.is_file() else "",
+        scripts=script.read_text(errors="replace") if build_tree and script is not None else "",
     )
     return Subject(
         name=str(folder),

@@ -166,7 +166,7 @@ def test_an_overlay_cannot_add_to_the_factorys_own_packages(tmp_path: Path) -> N
     (tmp_path / FOLDER).mkdir(parents=True)
     make_deb(tmp_path, "stranger").rename(tmp_path / FOLDER / "stranger.deb")
     with pytest.raises(InputFault, match="would be installed as the factory's own"):
-        pack(tmp_path, (), RegionClient(), Registration(mode="none"), config="", record=None)
+        pack(tmp_path, (), RegionClient(), Registration(mode="none"), apt=False, record=None)
 
 
 # -- purely

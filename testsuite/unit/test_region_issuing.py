@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from factory.cli import app
+from factory.describe.load import images
 from factory.errors import FactoryError, InputFault
 from factory.model import Description, Recipe, Region, RegionClient, Registration
 from factory.region.check import check_pem
@@ -310,7 +311,7 @@ def test_the_command_makes_what_the_site_file_names_and_lists_it(tmp_path: Path)
     rows = json.loads(told)["value"]
     assert {item for row in rows for item in row["items"]} == {"192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3"}
     assert sum("192.0.2.1" in row["items"] for row in rows) == 2, "in a renewal both are listed"
-    assert all(row["carried_by"] == ["debian13"] and not row["outlived_by"] for row in rows)
+    assert all(row["carried_by"] == list(images(PROJECT)) and not row["outlived_by"] for row in rows)
     assert factory(tmp_path, region.servers[0].name, "--finish")[0] == 0
     assert factory(tmp_path, region.servers[0].name, "--finish")[0] == 2
     for words in (["--renew", "--finish"], ["--key", "dsa"], ["a/b"], ["x.example", "--country", "Germany"]):
@@ -334,7 +335,7 @@ def test_published_images_are_held_against_what_they_carry(tmp_path: Path) -> No
     code, told = factory(tmp_path, "--list", "--json")
     rows = json.loads(told)["value"]
     assert code == 1, "the published image outlives what it pins"
-    assert {one for row in rows for one in row["carried_by"]} == {"debian13", carrier}
+    assert {one for row in rows for one in row["carried_by"]} == {*images(PROJECT), carrier}
     assert all(row["outlived_by"][0].startswith(carrier) for row in rows if carrier in row["carried_by"])
     assert not any(row["outlived_by"] for row in rows if "debian13" in row["carried_by"])
 
