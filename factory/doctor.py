@@ -203,11 +203,17 @@ def mirrors_of(here: Installation, image: str) -> Iterator[Question]:
     Raises:
         InputFault: the description has faults, or a secret cannot be read.
     """
-    from factory.describe import build_sources
+    from factory.describe import build_sources, load_description
+    from factory.describe.foreign import VENDOR, mirror_of
     from factory.inputs.upstream import Upstream
 
     logins = here.logins(image)
+    described = load_description(here.project, image)
     upstream = Upstream(timeout_s=_MIRROR_TIMEOUT_S, attempts=1, logins=logins)
+    if described.foreign is not None:
+        address = mirror_of(described, here.site)
+        key = (address, bool(logins))
+        yield Question(name="the vendor's image", alias=VENDOR, address=address, upstream=upstream, key=key)
     for alias, mirror, suite in build_sources(here.project, image, site=here.site):
         signed = f"dists/{suite}/InRelease" if suite else "repodata/repomd.xml"
         address = f"{mirror.rstrip('/')}/{signed}"

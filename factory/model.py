@@ -93,6 +93,30 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """``[foreign]``: a vendor's image that is taken as it is.
+
+    ``sha256`` and ``sha512`` pin its bytes, at least one of them; ``signature`` is the address of a detached signature
+    by ``key``, a full fingerprint. ``max_mib`` is the most that is fetched.
+    """
+
+    url: str
+    sha256: str = ""
+    sha512: str = ""
+    signature: str = ""
+    key: str = ""
+    max_mib: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unmet:
+    """A check that a foreign image is known not to pass, and why it is published all the same."""
+
+    check: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
     """``descriptions/<name>/image.toml``, validated.
 
@@ -116,6 +140,8 @@ class Description:
     ntp_servers: tuple[str, ...] = ()
     declared_files: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
+    foreign: Foreign | None = None
+    unmet: tuple[Unmet, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -416,6 +442,8 @@ class Outcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     SKIPPED = "skipped"
+    UNMET = "unmet"
+    """Failed, and named in ``unmet`` of a foreign image's description: users are told, the image is no worse for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -454,6 +482,11 @@ class Verdict:
     def failures(self) -> tuple[Check, ...]:
         """The checks that failed, in the order they ran."""
         return tuple(check for check in self.checks if check.outcome is Outcome.FAILED)
+
+    @property
+    def unmet(self) -> tuple[Check, ...]:
+        """What a foreign image does not keep, and its description says so."""
+        return tuple(check for check in self.checks if check.outcome is Outcome.UNMET)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,8 @@ def compare_with(
         return Comparison(same=False, why="the description, the site's part in it, or a version that shapes it changed")
     if said := _site_difference(run, here.site):
         return Comparison(same=False, why=said)
+    if recipe.description.foreign is not None:  # its pins are part of the recipe
+        return Comparison(same=True, why="the vendor's image is pinned, and its pins are the same")
     recorder = Recorder(
         origins=origins_of(recipe),
         blobs=here.state.blobs,

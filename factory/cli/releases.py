@@ -209,4 +209,5 @@ def verify_signature(
         ("commit", visible(commit)),
         ("materials", f"{said.materials} inputs, those of the lock"),
         ("verdict", f"green, {said.passed} checks passed, {visible(said.judged_at)}"),
+        *(("unmet", visible(one)) for one in said.unmet),
     )

@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from factory import __version__
-from factory.describe.blueprint import Blueprint, read_blueprint
 from factory.describe.check import (
     carried,
     lifetime_days,
@@ -31,7 +30,16 @@ from factory.describe.check import (
     unused,
 )
 from factory.describe.checkout import checkout
+from factory.describe.foreign import (
+    VENDOR,
+    VENDOR_SIGNATURE,
+    key_file,
+    mirror_of,
+    under_mirror,
+    write_foreign_tree,
+)
 from factory.describe.host_apt import host_repositories
+from factory.describe.kiwi_xml import build_suites, config_faults, parse, read_config
 from factory.describe.load import DESCRIPTIONS, generic_twice, images, load_description, load_site
 from factory.describe.repositories import Sources, address, mirror, sources
 from factory.describe.repository_keys import key_faults
@@ -68,6 +76,8 @@ def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ..
     Raises:
         InputFault: the description or the site file has faults; all that could be found are told.
     """
+    if (taken := load_description(project, image)).foreign is not None:
+        return _foreign(project, taken, site=site, run=run, now=now)
     made = _resolve(project, image, site=site, regions=regions, now=now)
     with appearing(run.tree) as partial:
         found = _write(project, made, partial, site=site, regions=regions, now=now, record=run.state.region_packages)
@@ -95,6 +105,44 @@ def describe(project: Path, image: str, *, site: Site, regions: tuple[Region, ..
     )
 
 
+def _foreign(project: Path, description: Description, *, site: Site, run: Run, now: datetime) -> Recipe:
+    """The recipe of a vendor's image: nothing is resolved but where it is fetched from."""
+    _expect_foreign(project, description, site)
+    foreign = description.foreign
+    assert foreign is not None
+    key = key_file(project, description.name) if foreign.key else None
+    with appearing(run.tree) as partial:
+        write_foreign_tree(partial, description, key=key)
+    tree_sha256 = tree_digest(run.tree)
+    described = replace(description, retention=site.retention or description.retention)
+    at = checkout(project)
+    signature = {VENDOR_SIGNATURE: under_mirror(foreign.signature, description.name, site)} if key else {}
+    return Recipe(
+        description=described,
+        tree=run.tree,
+        tree_sha256=tree_sha256,
+        digest=_digest(described, tree_sha256),
+        commit=at.commit,
+        dirty=at.dirty,
+        repositories=(),
+        mirrors={VENDOR: mirror_of(description, site), **signature},
+        keyrings={VENDOR: key} if key else {},
+        regions=(),
+        region_client=for_image(site.region_client, description.registration),
+        ntp_servers=(),
+        resolved_at=now,
+        signers={VENDOR: (foreign.key,)} if key else {},
+    )
+
+
+def _expect_foreign(project: Path, description: Description, site: Site) -> None:
+    """Raise InputFault unless the project and the site fit a vendor's image."""
+    known = {name: _quietly(project, name) for name in images(project)}
+    wrong = (*generic_twice(project, description.name), *unused(site, {k: one for k, one in known.items() if one}))
+    if wrong:
+        raise InputFault(f"image '{description.name}' cannot be taken as it is described", faults=wrong)
+
+
 def check_image(
     project: Path, image: str, *, site: Site, regions: tuple[Region, ...], now: datetime
 ) -> tuple[Fault, ...]:
@@ -115,6 +163,9 @@ def examine_image(project: Path, image: str, *, site: Site, regions: tuple[Regio
     notes = Notes()
     description = load_description(project, image)
     client = for_image(site.region_client, description.registration)
+    if description.foreign is not None:
+        notes.skip(range(1, 23), "a vendor's image is taken as it is: nothing of the region is laid into it")
+        return notes
     if not carried(description, site, regions, notes):
         examine_site(regions, client, notes, file=site_name(site), now=now)
         notes.skip(range(1, 23), "the build tree cannot be written while certificates are missing")
@@ -135,6 +186,9 @@ def examine_image(project: Path, image: str, *, site: Site, regions: tuple[Regio
 def image_faults(project: Path, image: str, *, site: Site, now: datetime) -> tuple[Fault, ...]:
     """Why an image could not be described on this host, so far as can be told without writing or asking anybody."""
     try:
+        if (taken := load_description(project, image)).foreign is not None:
+            _expect_foreign(project, taken, site)
+            return ()
         _resolve(project, image, site=site, regions=site.regions, now=now, judge=bool(site.regions))
     except InputFault as wrong:
         return wrong.faults or (Fault(place=f"{DESCRIPTIONS}/{image}", problem=wrong.message, cure=wrong.hint),)
@@ -156,19 +210,22 @@ class _Resolved:
 
     description: Description
     sources: Sources
-    blueprint: Blueprint
+    config: str
+    suites: tuple[tuple[str, str, str], ...]
 
 
 def _resolve(
     project: Path, image: str, *, site: Site, regions: tuple[Region, ...], now: datetime, judge: bool = True
 ) -> _Resolved:
     description = load_description(project, image)
+    shown = f"{DESCRIPTIONS}/{image}/config.xml"
     wrong_parts: list[Fault] = []
-    blueprint, found = None, None
+    config, found = "", None
     try:
-        blueprint = read_blueprint(project, description)
+        config = read_config(project / shown, shown=shown)
+        wrong_parts += config_faults(parse(config, shown=shown), description, shown=shown)
     except InputFault as wrong:
-        wrong_parts += wrong.faults or (Fault(place=f"{DESCRIPTIONS}/{image}", problem=wrong.message),)
+        wrong_parts += wrong.faults or (Fault(place=shown, problem=wrong.message),)
     try:
         found = sources(description, site, project=project)
         wrong_parts += key_faults(description, found, now=now, lifetime_days=lifetime_days(description, site))
@@ -178,9 +235,11 @@ def _resolve(
     wrong_parts += generic_twice(project, image)
     wrong_parts += unused(site, {name: one for name, one in known.items() if one is not None})
     wrong_parts += region_faults(description, site, regions, now=now) if judge else ()
-    if wrong_parts or found is None or blueprint is None:
+    if wrong_parts or found is None:
         raise InputFault(f"image '{image}' cannot be built as it is described", faults=tuple(wrong_parts))
-    return _Resolved(description=description, sources=found, blueprint=blueprint)
+    return _Resolved(
+        description=description, sources=found, config=config, suites=build_suites(parse(config, shown=shown))
+    )
 
 
 def _quietly(project: Path, image: str) -> Description | None:
@@ -207,7 +266,8 @@ def _write(
         project,
         tree,
         made.description,
-        blueprint=made.blueprint,
+        config=made.config,
+        suites=made.suites,
         repositories=made.sources.repositories,
         regions=regions,
         client=site.region_client,
@@ -222,10 +282,12 @@ def _write(
 
 def _digest(description: Description, tree_sha256: str) -> str:
     """The digest of everything that shapes the output, but for the inputs."""
+    described = dataclasses.asdict(description)
     shaping = {
-        "description": dataclasses.asdict(description),
+        # what only vendors' images have says nothing about others
+        "description": {key: value for key, value in described.items() if value or key not in {"foreign", "unmet"}},
         "tree": tree_sha256,
         "factory": __version__,
-        description.builder: version(description.builder),
+        "kiwi": version("kiwi"),
     }
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from factory.describe.foreign import VENDOR
 from factory.describe.places import KeyPath, key_lines
 from factory.errors import Fault
 from factory.model import Description, Region, RegionClient, Server, Site
@@ -172,6 +173,7 @@ def unused(site: Site, descriptions: Mapping[str, Description]) -> Iterator[Faul
     for image, mirrors in site.repositories.items():
         described = descriptions.get(image)
         own = {one.alias for one in described.update_repositories} if described else set()
+        own |= {VENDOR} if described and described.foreign else set()
         for alias in mirrors:
             if alias not in own:
                 yield Fault(

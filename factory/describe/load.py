@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import difflib
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from factory.describe.foreign import FOREIGN, foreign_faults
 from factory.describe.metadata import generic_faults, metadata_faults
 from factory.describe.places import count, key_lines, place, read_toml
-from factory.describe.schema import ImageFile, RegionTable, ServerTable, SiteFile
+from factory.describe.schema import ForeignFile, ImageFile, RegionTable, ServerTable, SiteFile, VerifyTable
 from factory.describe.site_tables import flavors, freshness, sandbox, table_faults, targets
 from factory.errors import Fault, InputFault
 from factory.model import (
     Budgets,
     Description,
     Disk,
+    Foreign,
     Notify,
     Region,
     RegionClient,
@@ -25,6 +28,7 @@ from factory.model import (
     Server,
     Signing,
     Site,
+    Unmet,
     VendorMirror,
 )
 
@@ -51,13 +55,16 @@ def load_description(project: Path, image: str) -> Description:
         raise unknown_image(project, image)
     shown = f"{DESCRIPTIONS}/{image}/{IMAGE_FILE}"
     path = project / shown
-    read = read_toml(path, ImageFile, shown=shown)
+    read: ForeignFile | ImageFile = (
+        read_toml(path, ForeignFile, shown=shown) if _is_foreign(path) else read_toml(path, ImageFile, shown=shown)
+    )
     if read.image.name != image:
         where = place(shown, key_lines(path.read_text()), ("image", "name"))
         fault = Fault(place=where, problem=f"is '{read.image.name}'", cure=f"the folder is called '{image}'")
         raise InputFault(f"'{shown}' has 1 fault", faults=(fault,))
-    description = _description(read)
-    wrong = tuple(metadata_faults(shown, description, key_lines(path.read_text())))
+    description = _foreign(read) if isinstance(read, ForeignFile) else _description(read)
+    lines = key_lines(path.read_text())
+    wrong = (*metadata_faults(shown, description, lines), *foreign_faults(project, shown, description, lines))
     if wrong:
         raise InputFault(f"'{shown}' has {count(len(wrong), 'fault')}", faults=wrong)
     return description
@@ -90,6 +97,45 @@ def generic_twice(project: Path, image: str = "") -> tuple[Fault, ...]:
     return tuple(fault for fault in generic_faults(found) if own in f"{fault.place} {fault.problem}")
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether an image.toml says so; one that cannot be read is told by whoever reads it for good."""
+    try:
+        image = tomllib.loads(path.read_text()).get("image")
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(image, dict) and image.get("builder") == FOREIGN
+
+
+def _foreign(read: ForeignFile) -> Description:
+    """A vendor's image: it brings its own sources, knows no region, and cannot register."""
+    return Description(
+        name=read.image.name,
+        line=read.image.line,
+        builder=read.image.builder,
+        arch=read.image.arch,
+        publish=read.image.publish,
+        login_user=read.image.login_user,
+        console_password=read.image.console_password,
+        disk=Disk(**read.disk.model_dump()),
+        metadata=dict(read.metadata),
+        registration=Registration(mode="none"),
+        budgets=_budgets(read.verify),
+        retention=Retention(**read.retention.model_dump()),
+        capabilities=tuple(read.image.capabilities),
+        foreign=Foreign(**read.foreign.model_dump(exclude_none=True)),
+        unmet=tuple(Unmet(check=one.check, reason=one.reason) for one in read.unmet),
+    )
+
+
+def _budgets(read: VerifyTable) -> Budgets:
+    return Budgets(
+        boot_timeout_s=read.boot_timeout_s,
+        used_mib=read.used_mib,
+        listening_ports=tuple(read.listening_ports),
+        probe_package=read.probe_package,
+    )
+
+
 def _description(read: ImageFile) -> Description:
     return Description(
         name=read.image.name,
@@ -112,12 +158,7 @@ def _description(read: ImageFile) -> Description:
             for alias, table in sorted(read.update_repositories.items())
         ),
         registration=Registration(**read.registration.model_dump()),
-        budgets=Budgets(
-            boot_timeout_s=read.verify.boot_timeout_s,
-            used_mib=read.verify.used_mib,
-            listening_ports=tuple(read.verify.listening_ports),
-            probe_package=read.verify.probe_package,
-        ),
+        budgets=_budgets(read.verify),
         retention=Retention(**read.retention.model_dump()),
         ntp_servers=tuple(read.ntp.servers) if read.ntp else (),
         declared_files=tuple(read.image.declared_files),

@@ -92,7 +92,7 @@ class ImageTable(Closed):
 
     name: ImageName
     line: Name
-    builder: Literal["kiwi", "diskimage-builder"] = "kiwi"
+    builder: Literal["kiwi", "foreign"] = "kiwi"
     arch: Literal["x86_64"] = "x86_64"
     publish: Literal["every-night", "monthly", "on-security"] = "every-night"
     login_user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "linux"
@@ -158,6 +158,69 @@ class RetentionTable(Closed):
     prev: NotNegative = 1
     last: Annotated[int, Field(ge=2)] | None = None
     grace_days: NotNegative = 0
+
+
+class ForeignImageTable(ImageTable):
+    """``[image]`` of a vendor's image."""
+
+    builder: Literal["foreign"]
+    console_password: Literal[False] = False
+
+
+def _file_address(text: str) -> str:
+    found = _web_address(text)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+~-]*", found.rpartition("/")[2]) or found.count("/") < _WITH_PATH:
+        raise ValueError("does not end in the name of a file")
+    return found
+
+
+def _fingerprint(text: str) -> str:
+    plain = "".join(text.split()).upper()
+    if not re.fullmatch(r"[0-9A-F]{40}([0-9A-F]{24})?", plain):
+        raise ValueError("is no full fingerprint: 40 or 64 hexadecimal digits")
+    return plain
+
+
+_WITH_PATH = 3
+"""Slashes of an address that names a file."""
+
+
+class ForeignTable(Closed):
+    """``[foreign]``."""
+
+    url: Annotated[str, AfterValidator(_file_address)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = ""
+    sha512: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")] = ""
+    signature: Annotated[str, AfterValidator(_file_address)] | None = None
+    key: Annotated[str, AfterValidator(_fingerprint)] | None = None
+    max_mib: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if not self.sha256 and not self.sha512:
+            raise ValueError("pins no bytes: write the vendor's sha256 or sha512")
+        if (self.signature is None) != (self.key is None):
+            raise ValueError("names only one of signature and key")
+        return self
+
+
+class UnmetTable(Closed):
+    """``[[unmet]]``."""
+
+    check: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]+::[^\s].*$", max_length=255), AfterValidator(_one_line)]
+    reason: Text
+
+
+class ForeignFile(Closed):
+    """``image.toml`` of a vendor's image, which is taken as it is."""
+
+    image: ForeignImageTable
+    foreign: ForeignTable
+    unmet: list[UnmetTable] = []
+    disk: DiskTable = DiskTable()
+    metadata: dict[Property, Text] = {}
+    verify: VerifyTable = VerifyTable()
+    retention: RetentionTable = RetentionTable()
 
 
 class ImageFile(Closed):

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from factory.diff import of_sides, published_before
 from factory.diff.model import ImageDifference
 from factory.diff.read import read_side
-from factory.diff.text import release_note
+from factory.diff.text import marked, release_note
 from factory.errors import FactoryError
-from factory.model import DIFFERENCE, RELEASE_NOTE
+from factory.model import DIFFERENCE, RELEASE_NOTE, Verdict
 from factory.system.files import write_whole
 from factory.system.state import Run
 from factory.system.values import adapter
@@ -39,7 +39,16 @@ def write_notes(run: Run, *, line: str, say: Callable[[str], None]) -> None:
         say(f"not compared with the image before: {unknown.message}")
     if found is not None:
         write_whole(run.path / DIFFERENCE, difference_text(found))
-    write_whole(run.path / RELEASE_NOTE, release_note(found, new.end, line=line))
+    write_whole(run.path / RELEASE_NOTE, release_note(found, new.end, line=line) + unmet_note(run))
+
+
+def unmet_note(run: Run) -> str:
+    """What a foreign image does not keep, in Markdown; nothing where all is kept."""
+    unmet = run.read("verify", Verdict).unmet if run.has("verify") else ()
+    if not unmet:
+        return ""
+    head = "\n## What this image does not keep\n\nIt was made by others and is published as it is.\n\n"
+    return head + "".join(f"- {marked(one.guarantee or one.name)} {marked(one.message)}\n" for one in unmet)
 
 
 def difference_text(found: ImageDifference) -> str:

@@ -73,6 +73,30 @@ def signed(file: Path, *, keyring: Path, repository: str, suite: str) -> Signed:
     raise _not_good(status, keyring=keyring, repository=repository, suite=suite, said=verdict.stderr)
 
 
+def signers_of_detached(file: Path, signature: Path, *, keyring: Path, what: str) -> tuple[str, ...]:
+    """The full fingerprints of the primary keys whose good detached signatures over ``file`` stand in ``signature``.
+
+    Raises:
+        InputsError: not good; names ``what`` was signed, the keys and the keyring.
+    """
+    with tempfile.TemporaryDirectory(prefix="factory-gpgv-") as scratch:
+        binary = Path(scratch) / "keyring.gpg"
+        binary.write_bytes(_binary(keyring.read_bytes()))
+        argv: list[str | Path] = ["gpgv", "--homedir", scratch, "--status-fd", "1", "--keyring", binary]
+        verdict = run([*argv, signature, file], check=False, timeout_s=600)
+    status = _STATUS.findall(verdict.stdout)
+    words = {word for word, _ in status}
+    if "GOODSIG" in words and "BADSIG" not in words and (found := _signers(status)):
+        return found
+    facts = [("key", f"{rest.split()[0]}: {_BAD[word]}") for word, rest in status if word in _BAD and rest]
+    said = [("said", line) for line in verdict.stderr.strip().splitlines()[-3:]]
+    raise InputsError(
+        f"the signature of {what} is not good",
+        facts=(*(facts or said), ("keyring", str(keyring))),
+        hint="compare the key's fingerprint with the vendor's own word; if it is right, do not trust this mirror",
+    )
+
+
 def _signers(status: list[tuple[str, str]]) -> tuple[str, ...]:
     """The primary keys of good signatures: gpgv tells of each first whether it is good, then by whom it is.
 

@@ -32,6 +32,7 @@ _TONES = {
     "broken": "bad",
     "passed": "good",
     "failed": "bad",
+    "unmet": "warn",
 }
 _MARKS = {"good": "\u2713", "warn": "!", "bad": "\u2717", "idle": "\u00b7"}
 _WIDTH = 1000.0
@@ -156,8 +157,11 @@ def tiles(run: RunRecord, previous: RunRecord | None, changed: Changes | None) -
     if "checks" in verify:
         passed = sum(1 for one in verify["checks"] if one["outcome"] == "passed")
         skipped = sum(1 for one in verify["checks"] if one["outcome"] == "skipped")
+        unmet = sum(1 for one in verify["checks"] if one["outcome"] == "unmet")
         value = f"{passed} of {len(verify['checks']) - skipped}"
-        found.append(Tile(name="guarantees kept", value=value, note=f"{skipped} not looked at" if skipped else ""))
+        told = ((unmet, "unmet as described"), (skipped, "not looked at"))
+        note = ", ".join(f"{number} {words}" for number, words in told if number)
+        found.append(Tile(name="guarantees kept", value=value, note=note))
         found.append(Tile(name="boot", value=text.duration(verify["boot_s"]), note=verify["accelerator"]))
     gaps = [one["gap_s"] for one in run.detail.get("rotate", {}).get("rotations", [])]
     if gaps:

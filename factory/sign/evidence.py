@@ -98,7 +98,7 @@ class _TestResult(_Read):
 
 class _Check(_Read):
     name: str
-    outcome: Literal["passed", "failed", "skipped"]
+    outcome: Literal["passed", "failed", "skipped", "unmet"]
 
 
 class _Verdict(BaseModel):
@@ -129,6 +129,7 @@ class Evidence:
     recipe_digest: str = ""
     inputs_digest: str = ""
     tree_sha256: str = ""
+    unmet: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,7 +305,10 @@ class _Judge:
 
     def _test_result(self, tested: _TestResult, verdict: _Verdict | None) -> None:
         """The result is the verdict's, check by check."""
-        if tested.result != "PASSED" or tested.failed_tests or tested.warned_tests:
+        unmet = [one.name for one in verdict.checks if one.outcome == "unmet"] if verdict else tested.warned_tests
+        if tested.warned_tests != unmet:
+            self._fault(self.file, f"test result names other unmet tests than {VERDICT}")
+        if tested.result != ("WARNED" if unmet else "PASSED") or tested.failed_tests:
             self._fault(self.file, f"test result is {tested.result[:40]!r}, {len(tested.failed_tests)} failed")
         evidence = [one for one in tested.configuration if one.name == VERDICT]
         if len(evidence) != 1 or evidence[0].digest.get("sha256") != self.sums.get(VERDICT):
@@ -330,6 +334,7 @@ def _evidence(made: _Provenance, statement: _Statement, verdict: _Verdict) -> Ev
         materials=len(definition.resolved_dependencies) - 2,
         subjects=len(statement.subject),
         passed=sum(one.outcome == "passed" for one in verdict.checks),
+        unmet=tuple(one.name for one in verdict.checks if one.outcome == "unmet"),
         judged_at=verdict.judged_at,
         detached=tuple(parameters["detachedSignatures"]),
         epoch=str(parameters.get("sourceDateEpoch", "")),

@@ -7,10 +7,13 @@ from xml.sax.saxutils import escape, quoteattr
 
 from factory.model import Check, Outcome, Verdict
 
+_NOT_JUDGED = (Outcome.SKIPPED, Outcome.UNMET)
+"""JUnit knows no third word: what is unmet by its description's word is told with the reason as a skip."""
+
 
 def junit(verdict: Verdict) -> str:
     """One test suite with a test case per check; the same verdict always gives the same text."""
-    skipped = sum(1 for one in verdict.checks if one.outcome is Outcome.SKIPPED)
+    skipped = sum(1 for one in verdict.checks if one.outcome in _NOT_JUDGED)
     head = (
         f'<testsuite name="acceptance" tests="{len(verdict.checks)}" failures="{len(verdict.failures)}" '
         f'errors="0" skipped="{skipped}" time="{sum(one.seconds for one in verdict.checks):.3f}" '
@@ -25,7 +28,7 @@ def _case(check: Check) -> str:
     inner = ""
     if check.outcome is Outcome.FAILED:
         inner = f"<failure message={_attribute(check.message)}>{escape(_clean(check.guarantee))}</failure>"
-    elif check.outcome is Outcome.SKIPPED:
+    elif check.outcome in _NOT_JUDGED:
         inner = f"<skipped message={_attribute(check.message)}/>"
     head = f'<testcase classname="acceptance" name={_attribute(check.name)} time="{check.seconds:.3f}">'
     return f"{head}{inner}</testcase>\n"

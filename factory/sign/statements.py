@@ -86,8 +86,9 @@ def test_result(artifact: Artifact, verdict: Verdict, *, verdict_sha256: str) ->
     from in_toto_attestation.predicates.test_result.v0 import test_result_pb2
 
     made = test_result_pb2.TestResult()
-    made.result = "PASSED" if verdict.passed else "FAILED"
+    made.result = ("WARNED" if verdict.unmet else "PASSED") if verdict.passed else "FAILED"
     made.passed_tests.extend(names_of(verdict, Outcome.PASSED))
+    made.warned_tests.extend(names_of(verdict, Outcome.UNMET))
     made.failed_tests.extend(names_of(verdict, Outcome.FAILED))
     said = {
         "sandbox": verdict.sandbox,

@@ -33,6 +33,7 @@ from factory.verify.look import Judged, Look, boots_at_all, look
 from factory.verify.subject import Subject, inspect, subject_of, subject_of_file
 from factory.verify.suite import merge_junit
 from factory.verify.tenant import judge_in_tenant
+from factory.verify.unmet import settled
 
 CHECKS_SCHEMA = "factory/checks/1"
 Say = Callable[[str], None]
@@ -151,6 +152,7 @@ def _verdict(
                 say=say,
             )
             judged = judge_in_tenant(tenant, how, now=now)
+        judged = replace(judged, checks=settled(judged.checks, subject.description.unmet, say=say))
         if judged.junit:
             merge_junit(judged.junit, folder / "junit.xml")
     finally:
