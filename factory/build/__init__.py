@@ -19,13 +19,15 @@ from pathlib import Path
 
 from factory import __version__
 from factory.build import contents, disk, filesystem, honesty, kept, qcow2, tarball
+from factory.build.attended import INPUTS_PORT
 from factory.build.box import ROOT, TARGET, Box, available_memory_bytes, box, memory_for_target
+from factory.build.dib import dib_build
 from factory.build.evidence import Evidence, evidence_of
 from factory.build.failure import full
 from factory.build.foreign import take
 from factory.build.halves import halves
 from factory.build.identity import Identity, build_id, identity
-from factory.build.kiwi import INPUTS_PORT, KIWI_TARGET, ROOT_TREE, Kiwi, prepare_command
+from factory.build.kiwi import KIWI_TARGET, ROOT_TREE, Kiwi, prepare_command
 from factory.build.layers import layers
 from factory.build.leftovers import clean_leftovers
 from factory.build.records import package_files, write_records
@@ -105,11 +107,15 @@ def build(
             log=run.log("box"),
         ) as place,
     ):
-        kiwi = Kiwi(recipe=recipe, box=place, identity=marks, inputs=recorder, log=run.log("build"), say=say)
-        with clock.measures("packages"):
-            afterwards = _packages(kiwi, tree, keep=None if fresh or inputs else state.roots)
-        with clock.measures("kiwi"):
-            made = kiwi.make_disk(afterwards)
+        if recipe.description.builder == "diskimage-builder":
+            with clock.measures("diskimage-builder"):
+                made = dib_build(recipe, place, identity=marks, recorder=recorder, log=run.log("build"), say=say)
+        else:
+            kiwi = Kiwi(recipe=recipe, box=place, identity=marks, inputs=recorder, log=run.log("build"), say=say)
+            with clock.measures("packages"):
+                afterwards = _packages(kiwi, tree, keep=None if fresh or inputs else state.roots)
+            with clock.measures("kiwi"):
+                made = kiwi.make_disk(afterwards)
         image = run.path / f"{recipe.description.name}.{recipe.description.arch}.qcow2"
         with _space_is_named(recipe, run):
             found = _tail(recipe, place, made, marks, recorder, image=image, run=run, clock=clock, say=say)
@@ -271,7 +277,7 @@ def _artifact(
     lock = run.path / "inputs.lock"
     inputs_digest = write_lock(lock, (*recorder.inputs, *tree.inputs))
     lists = _write_lists(run, packages, found.files)
-    sums, tools = digests(image), {"image-factory": __version__, **versions(place, tree)}
+    sums, tools = digests(image), {"image-factory": __version__, **versions(place, tree, recipe.description.builder)}
     records = write_records(
         run.path,
         image=image,

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from factory import __version__
+from factory.describe.blueprint import Blueprint, read_blueprint
 from factory.describe.check import (
     carried,
     lifetime_days,
@@ -39,7 +40,6 @@ from factory.describe.foreign import (
     write_foreign_tree,
 )
 from factory.describe.host_apt import host_repositories
-from factory.describe.kiwi_xml import build_suites, config_faults, parse, read_config
 from factory.describe.load import DESCRIPTIONS, generic_twice, images, load_description, load_site
 from factory.describe.repositories import Sources, address, mirror, sources
 from factory.describe.repository_keys import key_faults
@@ -210,22 +210,19 @@ class _Resolved:
 
     description: Description
     sources: Sources
-    config: str
-    suites: tuple[tuple[str, str, str], ...]
+    blueprint: Blueprint
 
 
 def _resolve(
     project: Path, image: str, *, site: Site, regions: tuple[Region, ...], now: datetime, judge: bool = True
 ) -> _Resolved:
     description = load_description(project, image)
-    shown = f"{DESCRIPTIONS}/{image}/config.xml"
     wrong_parts: list[Fault] = []
-    config, found = "", None
+    blueprint, found = None, None
     try:
-        config = read_config(project / shown, shown=shown)
-        wrong_parts += config_faults(parse(config, shown=shown), description, shown=shown)
+        blueprint = read_blueprint(project, description)
     except InputFault as wrong:
-        wrong_parts += wrong.faults or (Fault(place=shown, problem=wrong.message),)
+        wrong_parts += wrong.faults or (Fault(place=f"{DESCRIPTIONS}/{image}", problem=wrong.message),)
     try:
         found = sources(description, site, project=project)
         wrong_parts += key_faults(description, found, now=now, lifetime_days=lifetime_days(description, site))
@@ -235,11 +232,9 @@ def _resolve(
     wrong_parts += generic_twice(project, image)
     wrong_parts += unused(site, {name: one for name, one in known.items() if one is not None})
     wrong_parts += region_faults(description, site, regions, now=now) if judge else ()
-    if wrong_parts or found is None:
+    if wrong_parts or found is None or blueprint is None:
         raise InputFault(f"image '{image}' cannot be built as it is described", faults=tuple(wrong_parts))
-    return _Resolved(
-        description=description, sources=found, config=config, suites=build_suites(parse(config, shown=shown))
-    )
+    return _Resolved(description=description, sources=found, blueprint=blueprint)
 
 
 def _quietly(project: Path, image: str) -> Description | None:
@@ -266,8 +261,7 @@ def _write(
         project,
         tree,
         made.description,
-        config=made.config,
-        suites=made.suites,
+        blueprint=made.blueprint,
         repositories=made.sources.repositories,
         regions=regions,
         client=site.region_client,
@@ -288,6 +282,6 @@ def _digest(description: Description, tree_sha256: str) -> str:
         "description": {key: value for key, value in described.items() if value or key not in {"foreign", "unmet"}},
         "tree": tree_sha256,
         "factory": __version__,
-        "kiwi": version("kiwi"),
+        **({} if description.foreign else {description.builder: version(description.builder)}),
     }
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()

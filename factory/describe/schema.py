@@ -92,7 +92,7 @@ class ImageTable(Closed):
 
     name: ImageName
     line: Name
-    builder: Literal["kiwi", "foreign"] = "kiwi"
+    builder: Literal["kiwi", "diskimage-builder", "foreign"] = "kiwi"
     arch: Literal["x86_64"] = "x86_64"
     publish: Literal["every-night", "monthly", "on-security"] = "every-night"
     login_user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "linux"
