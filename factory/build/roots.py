@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian packages, laid into a folder that becomes a root: no maintainer script runs, no program of the host is used.
+"""Debian packages, laid into a folder that becomes a root: no maintainer script runs.
+
+Of the host's programs only xz takes part, which gives everywhere what was packed.
 
 Format: deb(5), an ``ar`` archive whose ``data.tar`` holds the files. What is made are folders, plain files, and links;
 owners and the right to run as somebody else are not taken over. Nothing is written through a link, so nothing appears
@@ -9,17 +11,21 @@ outside the folder. Several threads may lay packages into one folder.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
-import lzma
 import os
+import shutil
 import stat
 import tarfile
+import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterable
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from factory.errors import BuildError
+from factory.errors import BuildError, CommandFailed
+from factory.system.run import run
 from factory.system.unpack import Careful
 
 _MAGIC = b"!<arch>\n"
@@ -27,12 +33,8 @@ _HEADER_BYTES = 60
 _CHUNK_BYTES = 1 << 20
 _ALIASED = frozenset({"bin", "lib", "lib32", "lib64", "libx32", "sbin"})
 _MODE = 0o755
-_OPENERS: dict[str, Callable[[Any], Any]] = {
-    "data.tar": lambda file: file,
-    "data.tar.xz": lzma.LZMAFile,
-    "data.tar.gz": lambda file: gzip.GzipFile(fileobj=file),
-    "data.tar.bz2": bz2.BZ2File,
-}
+_TIMEOUT_S = 600.0
+_MEMORY = "256MiB"
 
 
 class _Part:
@@ -80,11 +82,13 @@ class Root:
                 opened = _OPENERS.get(member)
                 if opened is None:
                     raise BuildError(f"'{name}' is packed in a way that is not read here: {member}")
-                unpacked = opened(_Part(file, size_bytes))
-                with tarfile.open(fileobj=unpacked, mode="r|", tarinfo=Careful) as members:
+                with (
+                    opened(_Part(file, size_bytes), self.folder) as unpacked,
+                    tarfile.open(fileobj=unpacked, mode="r|", tarinfo=Careful) as members,
+                ):
                     for one in members:
                         self._add(members, one, name)
-        except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, ValueError) as damaged:
+        except (tarfile.TarError, zlib.error, CommandFailed, EOFError, OSError, ValueError) as damaged:
             raise BuildError(f"'{name}' cannot be unpacked", facts=(("said", str(damaged)[:300]),)) from damaged
 
     def add_file(self, inside: str, content: bytes, *, name: str, mode: int = 0o644, mtime: int = 0) -> None:
@@ -134,6 +138,29 @@ class Root:
             if not stat.S_ISDIR(real.lstat().st_mode):
                 raise BuildError(f"'{name}' would write through '{path}', which is no folder")
             self._folders.add(path)
+
+
+@contextlib.contextmanager
+def _unxz(part: _Part, scratch: Path) -> Iterator[IO[bytes]]:
+    """What a part is without xz, in a file of its own for the length of the block: programs work side by side.
+
+    ``scratch`` is the root that is being made, so that what a crash leaves there goes with it.
+    """
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=scratch) as folder:
+        packed = Path(folder) / "data.tar.xz"
+        with packed.open("wb") as file:
+            shutil.copyfileobj(part, file, _CHUNK_BYTES)
+        run(["xz", "--decompress", "--threads=1", f"--memlimit={_MEMORY}", packed], timeout_s=_TIMEOUT_S)
+        with packed.with_suffix("").open("rb") as unpacked:
+            yield unpacked
+
+
+_OPENERS: dict[str, Callable[[Any, Path], contextlib.AbstractContextManager[Any]]] = {
+    "data.tar": lambda part, _: contextlib.nullcontext(part),
+    "data.tar.xz": _unxz,
+    "data.tar.gz": lambda part, _: gzip.GzipFile(fileobj=part),
+    "data.tar.bz2": lambda part, _: bz2.BZ2File(part),
+}
 
 
 def _write(path: Path, chunks: Iterable[bytes], *, mode: int, mtime: int) -> None:
