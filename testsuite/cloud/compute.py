@@ -217,7 +217,6 @@ class _Start:
             register_network(admin, self._guests)
             register_flavors(admin, Flavors())
             await_compute(admin)
-            self._nova_manage(settings, "cell_v2", "discover_hosts")
         return ComputeCloud(
             folder=self._folder,
             clouds_yaml=clouds_yaml,
@@ -294,10 +293,6 @@ class _Start:
     def _placement(self, settings: Settings) -> None:
         argv = [settings.bin / "placement-manage", "--config-file", settings.placement_conf, "db", "sync"]
         self._box.run(argv, log=self._log("placement-schema"), env=settings.python_environment())
-
-    def _nova_manage(self, settings: Settings, *words: str) -> None:
-        argv = [settings.bin / "nova-manage", "--config-file", settings.nova_conf, *words]
-        self._box.run(argv, log=self._log("nova-manage"), env=settings.python_environment())
 
     # -- services ------------------------------------------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ def register_flavors(admin: Connection, flavors: Flavors) -> None:
 
 
 def await_compute(admin: Connection) -> None:
-    """Wait for the hypervisor and the network agent.
+    """Wait for the hypervisor, which is listed once the scheduler has put its host into a cell, and the network agent.
 
     Raises:
         CloudError: they did not come up.

@@ -239,7 +239,7 @@ enabled = false
 [spice]
 enabled = false
 [scheduler]
-discover_hosts_in_cells_interval = 5
+discover_hosts_in_cells_interval = 2
 workers = 1
 [conductor]
 workers = 1
