@@ -91,7 +91,7 @@ class Packages:
     """Stands for the builder that installs: makes a tree, and counts how often it was asked to."""
 
     def __init__(self, place: Box, folder: Path) -> None:
-        self.place, self.asked = place, 0
+        self.place, self.asked, self.said = place, 0, list[str]()
         self.shelf = kept.Shelf(folder=folder, key="a" * 64, image="small")
         self.inputs = Replay(lock=(), keyrings={}, blobs=folder / "blobs", sources=(), epoch=0)
 
@@ -102,7 +102,7 @@ class Packages:
     def tree(self) -> str:
         """Make the tree, as a build does, and tell all that there is in it."""
         self.place.run(["rm", "-rf", ROOT])
-        kept.root_tree(self.shelf, self.place, ROOT, inputs=self.inputs, install=self.install, say=lambda _: None)
+        kept.root_tree(self.shelf, self.place, ROOT, inputs=self.inputs, install=self.install, say=self.said.append)
         return self.place.run(["python3", "-c", LISTED, ROOT]).stdout
 
 
@@ -159,6 +159,17 @@ def test_without_a_shelf_nothing_is_kept(a_box: Box, tmp_path: Path) -> None:
     assert packages.tree() == packages.tree()
     assert packages.asked == 2
     assert not list((tmp_path / "roots").glob("a*"))
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_mirror
+def test_a_tree_that_cannot_be_kept_stops_no_build(a_box: Box, tmp_path: Path) -> None:
+    packages = Packages(a_box, tmp_path / "roots")
+    packages.shelf = replace(packages.shelf, folder=tmp_path / "file")
+    (tmp_path / "file").write_text("in the way\n")
+    assert "usr/bin/ping" in packages.tree()
+    assert packages.said[-1].startswith("the root tree is not kept: ")
+    assert not list(a_box.out.iterdir())
 
 
 # -- the image
