@@ -7,6 +7,7 @@ Every service runs in one box (:mod:`testsuite.cloud.box`) that dies with us, an
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import socket
@@ -33,7 +34,7 @@ from testsuite.cloud.settings import SANDBOX, Ports, Settings
 
 Say = Callable[[str], None]
 
-_FIRST_PORT = 21000
+_FIRST_PORT, _LAST_PORT = 21000, 32000
 _START_S = 120.0
 _IDENTITY = """
 import sys
@@ -179,7 +180,7 @@ class _Start:
         with contextlib.ExitStack() as sockets:
             listeners = {name: sockets.enter_context(_listener()) for name in _APPLICATIONS}
             ports = {name: one.getsockname()[1] for name, one in listeners.items()}
-            broker, peers, names = _free_ports(3)
+            broker, peers, names = _free_ports(3, self._folder)
             # Keystone decides on its port when it is made, so what needs it is written after that
             identity = self._pool.submit(self._step, "Keystone and Glance", self._start_identity)
             database = self._pool.submit(self._step, "MariaDB", self._start_database)
@@ -338,10 +339,14 @@ def _listener() -> socket.socket:
     return listener
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below those that the kernel hands out to clients."""
+def _free_ports(count: int, folder: Path) -> list[int]:
+    """Ports that nobody listens on, below those that the kernel hands out to clients.
+
+    They are taken a little later only, so two clouds that start at once look from different numbers on.
+    """
     found = []
-    for port in range(_FIRST_PORT, 32000):
+    first = _FIRST_PORT + int.from_bytes(hashlib.sha256(str(folder).encode()).digest()[:2]) % (_LAST_PORT - _FIRST_PORT)
+    for port in (*range(first, _LAST_PORT), *range(_FIRST_PORT, first)):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
             found.append(port)
