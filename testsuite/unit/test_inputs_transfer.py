@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import http.client
 import contextlib
+import http.client
 import http.server
 import socket
 import threading
