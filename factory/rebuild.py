@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +25,8 @@ from factory.build.compare import Contents, Difference, differences
 from factory.build.leftovers import clean_leftovers, own_mark
 from factory.build.peek import Peek
 from factory.build.tools import ToolsTree, replayed_tree
-from factory.errors import BuildError, InputFault, NotGood
+from factory.errors import BuildError, InputFault, InputsError, NotGood
+from factory.inputs.blobs import BlobStore
 from factory.inputs.lock import TOOL_ALIASES, TOOLS, Input, read_lock
 from factory.inputs.replay import Replay
 from factory.inputs.sources import Mirror, Source, source_named
@@ -115,6 +117,8 @@ def rebuild(
         expected = given.manifest.image_sha256
         say(f"{given.manifest.image}, epoch {given.manifest.epoch}, {len(given.lock)} inputs, image {expected[:16]}")
         where, instead = source_named(inputs or str(_own(state))), _mirrors(mirrors or {}, given.manifest)
+        if given.manifest.description.foreign is not None:
+            return _taken_again(given, where, scratch, signed=signatures[0], out=out, say=say)
         tools = _tools(given, scratch, where, keep=state, say=say)
         replay = Replay(
             lock=(one for one in given.lock if one.repository not in TOOL_ALIASES),
@@ -149,6 +153,45 @@ def rebuild(
             kept=_keep(run, made, out) if out else None,
             diffoscope=report,
         )
+
+
+def _taken_again(
+    given: _Given, where: Source, scratch: State, *, signed: GoodSignature, out: Path | None, say: Say
+) -> Rebuilt:
+    """A vendor's image was never built: again are the same bytes, where the inputs are kept."""
+    started, store = time.monotonic(), BlobStore(scratch.blobs)
+    foreign, expected = given.manifest.description.foreign, given.manifest.image_sha256
+    assert foreign is not None
+    entry = next((one for one in given.lock if one.path == foreign.url.rpartition("/")[2] and one.found), None)
+    if entry is None:
+        raise NotGood("the lock in the source tarball does not name the vendor's image")
+    say("this image is a vendor's, taken as it was: looking for the same bytes")
+    store.prepare()
+    kept = None
+    with store.incoming() as incoming:
+        if not where.copy(entry, incoming):
+            raise InputsError(
+                f"the vendor's image is not kept in {where.place(entry)}",
+                hint="name another store with --inputs; nothing else than its bytes makes this image again",
+            )
+        found = incoming.digests
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            kept = out
+            shutil.copyfile(incoming.path, out / given.manifest.image_name)
+    return Rebuilt(
+        image=given.manifest.image,
+        identical=found.sha256 == expected and found.sha512 == entry.sha512,
+        recorded=expected,
+        sha256=found.sha256,
+        tarball_identical=True,  # nothing was made, so nothing of it could come out otherwise
+        signed_by=signed.fingerprint,
+        throw_away_key=signed.throw_away,
+        differences=(),
+        unasked=(),
+        seconds={"inputs": round(time.monotonic() - started, 2)},
+        kept=kept,
+    )
 
 
 def _tools(given: _Given, scratch: State, where: Source, *, keep: State, say: Say) -> ToolsTree:

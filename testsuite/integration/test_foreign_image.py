@@ -30,6 +30,7 @@ from factory.installation import Installation
 from factory.ledger_detail import detail_of
 from factory.model import Artifact, Check, Outcome, Recipe, Signing, Target, Unmet, Verdict
 from factory.publish import publish
+from factory.rebuild import Trust, rebuild
 from factory.sign import sign
 from factory.sign.verify import verify_signatures
 from factory.store.directory import publish_directory
@@ -212,6 +213,15 @@ def test_the_bytes_go_unchanged_from_the_vendor_to_the_release(vendor: Vendor, a
     assert seen.evidence is not None
     assert (seen.evidence.passed, seen.evidence.unmet) == (1, ("test_ssh.py::test_x",))
     assert seen.evidence.materials == 2
+
+    trust = Trust(keys=keys, trusted=vendor.state.keys / "public")
+    (tarball_file,) = bundle.directory.glob("*-source.tar.xz")
+    again = rebuild(tarball_file, trust=trust, state=vendor.state, now=later, say=say, out=tmp_path / "again")
+    assert (again.identical, again.sha256) == (True, artifact.sha256)
+    assert (tmp_path / "again" / artifact.path.name).read_bytes() == content
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputsError, match="is not kept in"):
+        rebuild(tarball_file, trust=trust, state=vendor.state, now=later, say=say, inputs=str(tmp_path / "empty"))
 
     store = MemoryStore(MemoryGlance(), "project", holder="h")
     release = publish(bundle, store=store, target=Target(), now=later, say=say)
