@@ -14,7 +14,11 @@ from pathlib import Path
 from factory.errors import BuildError, FactoryError
 from factory.system.files import free_bytes
 
-_PREFIX = re.compile(r"^(?:\[ [A-Z]+ *\]: )?(?:Processing: \[[# ]*\] \d+%)?(?:\[ [A-Z]+ *\]: )?(?:[\d:]{8} \| )?")
+_PREFIX = re.compile(
+    r"^(?:\[ [A-Z]+ *\]: )?(?:Processing: \[[# ]*\] \d+%)?(?:\[ [A-Z]+ *\]: )?(?:[\d:]{8} \| )?(?:> )?"
+)
+_HOOK = re.compile(r"dib-run-parts Running \S*/(\w[\w-]*\.d/\S+)$")
+_CLEANS_UP = re.compile(r"Unmount |INFO diskimage_builder|\*\*\* /")
 _SHOWN = 6
 _LINE_CHARACTERS = 300
 _LIMIT_BYTES = 64 << 20
@@ -45,12 +49,12 @@ CAUSES: tuple[Cause, ...] = (
     _cause(
         r"E: Unable to locate package (\S+)",
         "no repository has the package '{0}'",
-        "check its name in config.xml, and the suites and components in image.toml",
+        "check its name in config.xml or package-installs.yaml, and the suites and components in image.toml",
     ),
     _cause(
         r"E: Package '([^']+)' has no installation candidate",
         "no repository offers the package '{0}' for installation",
-        "check its name in config.xml, and the suites and components in image.toml",
+        "check its name in config.xml or package-installs.yaml, and the suites and components in image.toml",
     ),
     _cause(
         r"E: Version '[^']+' for '([^']+)' was not found",
@@ -131,8 +135,19 @@ def explain(
             after = next((text for text in map(clean, lines[number + 1 :]) if text), "")
             message = cause.message.format(*(clean(group or "") or after for group in match.groups()))
             return _error(image, message, facts=(*facts, *ended), hint=cause.hint)
-    facts = [("said", clean(line)) for line in lines[-_SHOWN:] if clean(line)]
-    return _error(image, failed.message, facts=(*facts, *ended), hint=_killed(failed.message))
+    said = _of_hook(lines)
+    message = f"the hook '{said[0]}' failed" if said else failed.message
+    facts = [("said", clean(line)) for line in (said or lines)[-_SHOWN:] if clean(line)]
+    return _error(image, message, facts=(*facts, *ended), hint=_killed(failed.message))
+
+
+def _of_hook(lines: list[str]) -> list[str]:
+    """The hook of a diskimage-builder element that did not come to its end, and what was said since it began."""
+    for number in range(len(lines) - 1, -1, -1):
+        if (found := _HOOK.search(lines[number])) is not None:
+            done = any(line.endswith(f"{found[1].rpartition('/')[2]} completed") for line in lines[number:])
+            return [] if done else [found[1], *(line for line in lines[number + 1 :] if not _CLEANS_UP.match(line))]
+    return []
 
 
 def _error(image: str, message: str, *, facts: tuple[tuple[str, str], ...], hint: str) -> BuildError:

@@ -376,6 +376,8 @@ FAILURES = {
     "config-sh.log": ("the description's 'config.sh' failed", "everything it said"),
     "no-space.log": ("there was no space left", "disk.min_gib"),
     "postinst.log": ("the package 'broken-postinst' could not be installed", "say why"),
+    "dib-package-unknown.log": ("no repository has the package 'no-such-package-here'", "package-installs.yaml"),
+    "dib-hook.log": ("the hook 'post-install.d/90-image-factory' failed", "the log has more"),
     "schema.log": ("the description is not what kiwi's schema allows", "config.xml"),
 }
 
@@ -389,6 +391,15 @@ def test_a_failed_build_names_what_is_at_fault(name) -> None:
     assert hint in told.hint
     assert dict(told.facts)["log"] == str(LOGS / name)
     assert any(key == "said" for key, _ in told.facts)
+
+
+def test_a_hook_that_failed_is_told_with_its_own_words() -> None:
+    told = explain("x", LOGS / "dib-hook.log", failed=CommandFailed("x"), faults=(), free_bytes=0)
+    said = [value for key, value in told.facts if key == "said"]
+    assert said == [
+        "post-install.d/90-image-factory",
+        "Failed to disable unit: Unit file no-such.timer does not exist.",
+    ]
 
 
 def test_what_the_inputs_server_could_not_get_comes_first() -> None:
