@@ -30,7 +30,15 @@ class RepositoryKey:
 def keys_in(keyring: Path) -> tuple[RepositoryKey, ...]:
     """The primary keys of a keyring, in its order; none when it is no keyring, or GnuPG cannot read it."""
     with tempfile.TemporaryDirectory(prefix="factory-keys-") as scratch:
-        argv: list[str | Path] = ["gpg", "--homedir", scratch, "--batch", "--with-colons", "--show-keys", keyring.absolute()]
+        argv: list[str | Path] = [
+            "gpg",
+            "--homedir",
+            scratch,
+            "--batch",
+            "--with-colons",
+            "--show-keys",
+            keyring.absolute(),
+        ]
         try:
             listed = run(argv, check=False, timeout_s=60).stdout
         except CommandFailed:
