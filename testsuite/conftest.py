@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from hypothesis import settings
 
 from factory.model import Artifact, Site
 from factory.system.clock import now
+from factory.system.files import write_whole
+from factory.system.lock import waiting
 from factory.system.state import Run, State
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ PROJECT = Path(__file__).parents[1]
 FACTORY = Path(sys.executable).parent / "factory"
 SUITE = PROJECT / "testsuite" / "acceptance"
 NIGHT_TIMEOUT_S = 1800
+OF_THE_NIGHT = frozenset({"night", "artifact", "shared_state", "tools", "healthy_guest"})
+"""Fixtures for which the shared night has to be made, or which it makes cheaper."""
 CLOUD_PROGRAMS = (
     "mariadbd",
     "libvirtd",
@@ -104,11 +109,15 @@ def missing(need: str) -> str:
     return ""
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks choose
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # a cloud with compute takes memory and time from whatever runs beside it
     items.sort(key=lambda item: item.get_closest_marker("needs_nova") is not None)
     reasons: dict[str, str] = {}
     for item in items:
+        named = {marker.name for marker in item.iter_markers()} & {"needs_image", "needs_guest"}
+        if named or OF_THE_NIGHT & set(getattr(item, "fixturenames", ())):
+            item.add_marker("night")
         for marker in item.iter_markers():
             if not marker.name.startswith("needs_"):
                 continue
@@ -121,13 +130,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shared_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
     """The state folder of the shared night; its cloud is taken down at the end.
 
-    At a desk, FACTORY_TEST_STATE names one whose newest published night is used instead of making another.
+    At a desk, FACTORY_TEST_STATE names one whose newest published night is used instead of making another. Programs
+    that run parts of the tests side by side are given one folder for all by FACTORY_TEST_LANES.
     """
     if kept := os.environ.get("FACTORY_TEST_STATE"):
         yield State(path=Path(kept))
         return
-    state = State(path=tmp_path_factory.mktemp("state")).prepare()
+    lanes = os.environ.get("FACTORY_TEST_LANES")
+    folder = Path(lanes) / "state" if lanes else tmp_path_factory.mktemp("state")
+    state = State(path=folder).prepare()
     yield state
+    if not lanes:
+        end_cloud_of(state)
+
+
+def end_cloud_of(state: State) -> None:
+    """Take down the cloud that a night left up."""
     type_factory("cloud", "down", state=state.path, timeout_s=120)
 
 
@@ -163,11 +181,27 @@ def night(shared_state: State, record_testsuite_property: Callable[[str, object]
     if os.environ.get("FACTORY_TEST_STATE"):
         run = next(run for run in shared_state.runs_of("debian13") if run.has("rotate"))
         return NightRun(status=0, stdout="", stderr="", seconds=0.0, state=shared_state, run=run)
-    made = a_night(shared_state)
-    # for groups.py: pytest counts the night as time of the test that asked first
-    record_testsuite_property("night_seconds", round(made.seconds, 1))
+    asked = time.monotonic()
+    made, whose = the_night(shared_state, os.environ.get("FACTORY_TEST_LANES"))
+    # for groups.py: pytest counts the night, or waiting for it, as time of the test that asked first
+    record_testsuite_property("night_seconds", round(time.monotonic() - asked, 1))
+    record_testsuite_property("night_made", whose)
     record_testsuite_property("night_asked_by", os.environ["PYTEST_CURRENT_TEST"].split("::")[0])
     return made
+
+
+def the_night(state: State, lanes: str | None) -> tuple[NightRun, str]:
+    """Make the shared night, or take the one that a program beside us has made or is making; and who made it."""
+    if not lanes:
+        return a_night(state), "here"
+    kept = Path(lanes) / "night"
+    with waiting(Path(lanes) / "night.lock", what="the shared night", timeout_s=NIGHT_TIMEOUT_S):
+        if kept.exists():
+            found: NightRun = pickle.loads(kept.read_bytes())
+            return found, "beside"
+        made = a_night(state)
+        write_whole(kept, pickle.dumps(made))
+    return made, "here"
 
 
 def a_night(state: State, *words: str) -> NightRun:
