@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from factory.describe.elements import ELEMENTS
 from factory.describe.load import COMMON, DESCRIPTIONS, IMAGE_FILE, images, load_description
 from factory.describe.places import KeyPath, key_lines
 from factory.describe.schema import ImageName, Name
@@ -138,6 +139,9 @@ def _rename(made: Path, name: str, line: str, old: Description) -> Iterator[str]
     if config.is_file():
         found = config.read_text()
         config.write_text(_CONFIG_NAME.sub(lambda one: f"{one['before']}{one['quote']}{name}{one['quote']}", found, 1))
+    element = made / ELEMENTS / old.name
+    if element.is_dir():  # diskimage-builder is asked for the element of the image's name
+        element.rename(made / ELEMENTS / name)
 
 
 def _with_values(text: str, wanted: Mapping[KeyPath, str]) -> str:

@@ -16,7 +16,7 @@ import yaml
 from factory.build import dib
 from factory.build.identity import identity
 from factory.build.tools import LISTS, read_list
-from factory.describe import describe
+from factory.describe import describe, scaffold
 from factory.describe.elements import resolve_elements
 from factory.describe.load import load_description
 from factory.errors import InputFault
@@ -239,6 +239,18 @@ def test_create_appliance_runs_the_builder_on_the_tree(recipes: dict[str, Recipe
     assert f"ELEMENTS_PATH={tree}/elements" in text
     assert "debian-trixie:deb http://x.example/d trixie main" in text
     assert "debian-security-trixie-security:deb http://mirror.test/security trixie-security main" in text
+
+
+def test_a_new_image_is_made_from_one_by_elements(project: Path, region: Region, tmp_path: Path) -> None:
+    made = scaffold(project, "web", source=IMAGE)
+    assert made.builder == "diskimage-builder"
+    recipe = resolved(project, "web", tmp_path / "runs", region)
+    assert sorted(path.name for path in (recipe.tree / "elements").iterdir()) == [
+        "image-factory",
+        "image-factory-debian",
+        "web",
+    ]
+    assert dib.command(recipe)[-1] == "web"
 
 
 # -- in the box
