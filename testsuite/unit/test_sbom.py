@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cyclonedx.model.bom import Bom
+from cyclonedx.output.json import JsonV1Dot6
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.spdx import is_expression, is_supported_id
 from cyclonedx.validation.json import JsonStrictValidator
@@ -414,7 +416,10 @@ PART = sbom.Part(
 def bill(*parts: sbom.Part, subject: sbom.Subject = SUBJECT) -> dict:
     text = sbom.sbom_text(subject, parts)
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
-    return json.loads(text)
+    body: dict = json.loads(text)
+    # CycloneDX's own library reads it, and writes the same in the same order
+    assert json.loads(JsonV1Dot6(Bom.from_json(body)).output_as_string()) == body
+    return body
 
 
 def component(body: dict, name: str) -> dict:
@@ -451,6 +456,8 @@ def test_the_same_image_has_the_same_bill_and_another_one_another_number() -> No
     others = [replace(PART, name=f"lib{number}") for number in range(20)]
     one, same = (sbom.sbom_text(SUBJECT, order) for order in (others, others[::-1]))
     assert one == same
+    told = Licences(spdx=("ISC", "MIT OR ISC", "BSD-3-Clause"), named=("vim", "Artistic"))
+    assert len(bill(*others, replace(PART, licences=told, name="Zlib"))["components"]) == len(others) + 2
     other = bill(subject=replace(SUBJECT, sha256="5" * 64))
     assert other["serialNumber"] != json.loads(one)["serialNumber"]
 
