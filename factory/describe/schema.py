@@ -81,7 +81,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 class Closed(BaseModel):
     """A table that knows its keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 # -- image.toml -------------------------------------------------------------------------------------------------------
