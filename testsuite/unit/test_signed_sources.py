@@ -43,6 +43,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _no_runs_before(place: Place) -> None:
+    shutil.rmtree(place.state.runs, ignore_errors=True)
+
+
 def manifest(made: Artifact, **changes: object) -> Manifest:
     """The one of an artifact, with changes."""
     names = (made.path, made.lock, made.packages_list)
@@ -154,7 +159,6 @@ def test_the_source_tarball_of_something_else_is_told(place: Place, tmp_path: Pa
     assert len(faults) == len(says), faults
     for one in says:
         assert any(one in problem for _, problem in faults), faults
-    shutil.rmtree(made.directory.parent)
 
 
 def test_the_image_s_own_is_good_and_nothing_is_unpacked(place: Place, tmp_path: Path, monkeypatch) -> None:
