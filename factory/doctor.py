@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -191,10 +191,13 @@ class Question:
     address: str
     upstream: Upstream
     key: tuple[str, bool]
+    needed: bool = True
+    cure: str = ""
 
     def ask(self) -> Finding:
         """Whether it answers."""
-        return _mirror(self.name, self.address, self.upstream, alias=self.alias)
+        found = _mirror(self.name, self.address, self.upstream, alias=self.alias)
+        return replace(found, needed=self.needed, cure=self.cure or found.cure)
 
 
 def mirrors_of(here: Installation, image: str) -> Iterator[Question]:
@@ -213,7 +216,16 @@ def mirrors_of(here: Installation, image: str) -> Iterator[Question]:
     if described.foreign is not None:
         address = mirror_of(described, here.site)
         key = (address, bool(logins))
-        yield Question(name="the vendor's image", alias=VENDOR, address=address, upstream=upstream, key=key)
+        # what was taken before is in the store, and needs no vendor
+        yield Question(
+            name="the vendor's image",
+            alias=VENDOR,
+            address=address,
+            upstream=upstream,
+            key=key,
+            needed=False,
+            cure=f"see foreign.url in image.toml, or name a mirror in [repositories.{image}.{VENDOR}] of site.toml",
+        )
     for alias, mirror, suite in build_sources(here.project, image, site=here.site):
         signed = f"dists/{suite}/InRelease" if suite else "repodata/repomd.xml"
         address = f"{mirror.rstrip('/')}/{signed}"

@@ -62,7 +62,7 @@ def vendor_image(folder: Path, *, mirror: str, suite: str = "trixie", size_gib: 
     hook, tar, root = folder / "hook.sh", folder / "root.tar", folder / "root.ext4"
     hook.write_text(_HOOK)
     argv = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(PACKAGES)}"]
-    argv += ["--aptopt=APT::Install-Recommends false", f"--customize-hook=sh {hook} \"$1\" {folder}"]
+    argv += ["--aptopt=APT::Install-Recommends false", f'--customize-hook=sh {hook} "$1" {folder}']
     ran([*argv, suite, str(tar), f"deb {mirror} {suite} main"])
     sectors = (size_gib << 30) // _SECTOR
     # a tree rather than the tar: older mke2fs read no archive

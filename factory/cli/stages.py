@@ -246,10 +246,12 @@ def nightly(
         )
         return
     from factory import pipeline
+    from factory.describe import load_description
     from factory.doctor import require
     from factory.system.clock import now
 
     here = installation(cloud)
+    load_description(here.project, image)
     here.logins(image)  # a secret that cannot be read is a fault of the site file, told before anything starts
     require(here, [image])  # another image's mirror is away: no reason to stop
     with ledger(here) as records:

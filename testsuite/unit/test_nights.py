@@ -255,3 +255,41 @@ def test_ctrl_c_at_the_terminal_ends_every_night(tmp_path: Path) -> None:
     assert held.wait(30) == 130
     assert "a cleaning up" in rest
     assert [(tmp_path / f"mark-{name}").read_text() for name in "ab"] == ["clean", "clean"]
+
+
+VENDOR = """\
+[image]
+name = "away"
+line = "Community_Away_1"
+builder = "foreign"
+[foreign]
+url = "http://127.0.0.1:9/away.qcow2"
+sha256 = "{}"
+"""
+
+
+@pytest.mark.programs
+@pytest.mark.needs_root
+def test_the_command_itself_tells_each_image_and_ends_with_the_gravest(tmp_path: Path) -> None:
+    """Two images whose nights cannot go far: one whose vendor is away, one whose description has a fault."""
+    away, faulty = tmp_path / "descriptions" / "away", tmp_path / "descriptions" / "faulty"
+    for folder, text in ((away, VENDOR.format("ab" * 32)), (faulty, VENDOR.format("short"))):
+        folder.mkdir(parents=True)
+        (folder / "image.toml").write_text(text)
+    argv = [Path(sys.executable).parent / "factory", "--project", tmp_path, "--state", tmp_path / "state"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FACTORY_")}
+    done = subprocess.run([*argv, "nightly", "--all", "--json"], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 3, done.stderr
+    told = json.loads(done.stdout)
+    assert told["schema"] == "factory/nightly-all/1"
+    found = {one["image"]: one for one in told["value"]["nights"]}
+    assert (found["away"]["outcome"], found["away"]["status"]) == ("broken", 3)
+    assert (found["faulty"]["outcome"], found["faulty"]["status"]) == ("refused", 2)
+    assert told["value"]["at_once"] == 2
+    lines = done.stderr.splitlines()
+    assert any(line.startswith("faulty ") and "image.toml" in line for line in lines)
+    assert any(line.startswith("away   ") and "127.0.0.1:9" in line for line in lines)
+    assert "Traceback" not in done.stderr
+    shown = subprocess.run([*argv, "nightly", "--all"], capture_output=True, text=True, check=False, env=env)
+    assert shown.returncode == 3
+    assert "0 of 2 good, at most 2 at once" in shown.stdout
