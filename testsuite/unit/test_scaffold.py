@@ -54,6 +54,18 @@ def test_a_new_description_is_good_at_once_and_differs_only_in_what_two_images_c
     assert sum(one != other for one, other in zip(*lines, strict=True)) == 3
 
 
+@pytest.mark.parametrize("source", [name for name in images(PROJECT) if name != "debian13"])
+def test_each_image_of_ours_can_be_a_start(tmp_path: Path, source: str) -> None:
+    shutil.copytree(PROJECT / "descriptions", tmp_path / "descriptions", symlinks=True)
+    shutil.copytree(PROJECT / "keys", tmp_path / "keys")
+    faults = image_faults(tmp_path, source, site=Site(), now=now())
+    made = scaffold(tmp_path, "web", source=source)
+    assert made.builder == load_description(tmp_path, source).builder
+    own = [str(one) for one in image_faults(tmp_path, "web", site=Site(), now=now())]
+    # what this host lacks for the source, it lacks for the copy
+    assert own == [str(one).replace(f"descriptions/{source}/", "descriptions/web/") for one in faults]
+
+
 def test_a_copy_of_a_copy_and_a_line_of_ones_own(project: Path) -> None:
     scaffold(project, "web", source="debian13")
     made = scaffold(project, "web.2", source="web", line="Web_Two")
