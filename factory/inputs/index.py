@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 
 from factory.errors import InputsError
 from factory.inputs.stanzas import Stanzas, fields_of
@@ -20,7 +21,7 @@ _SHA256_DIGITS = 64
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BY_HASH = re.compile(r"(?:(?P<folder>.*)/)?by-hash/SHA256/(?P<digest>[0-9a-f]{64})")
 _PACKAGES = re.compile(r"(?:.*/)?Packages(?:\.(?:xz|gz|bz2))?")
-_FILENAME_OR_DIGEST = re.compile(rb"\n(?:Filename: *(\S+)|SHA256: *(\S+))")
+_FILE = re.compile(rb"\nFilename: *(\S+)\n(?:[^\n]+\n)*?SHA256: *(\S+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,15 +110,11 @@ def package_digests(packages: bytes) -> dict[str, str]:
     build's whole download. ``Filename`` comes before ``SHA256`` in a stanza of every archive tool in use; a stanza in
     another order just has no entry, and its file is fetched and verified by apt alone.
     """
-    found: dict[str, str] = {}
-    name = b""
-    for filename, digest in _FILENAME_OR_DIGEST.findall(b"\n" + packages):
-        if filename:
-            name = filename
-        elif name:
-            found[name.decode(errors="replace")] = digest.decode(errors="replace")
-            name = b""
-    return {name: digest for name, digest in found.items() if len(digest) == _SHA256_DIGITS}
+    text = b"\n" + packages if packages.startswith(b"Filename:") else packages
+    found = b"\n".join(chain.from_iterable(_FILE.findall(text))).decode(errors="replace").split("\n")
+    return {
+        name: digest for name, digest in zip(found[::2], found[1::2], strict=False) if len(digest) == _SHA256_DIGITS
+    }
 
 
 def stanza(index: Stanzas, package: str) -> dict[str, str] | None:

@@ -364,6 +364,9 @@ def test_packages_are_read_by_two_fields() -> None:
         b"Package: a\nFilename: pool/a.deb\nMD5sum: x\nSHA256: " + b"1" * 64 + b"\n\nPackage: b\nSHA256: " + b"2" * 64
     )
     assert package_digests(text) == {"pool/a.deb": "1" * 64}
+    first = b"Filename: c.deb\nSHA256: " + b"3" * 64 + b"\n\nFilename: d.deb\n\nSHA256: " + b"4" * 64
+    assert package_digests(first) == {"c.deb": "3" * 64}
+    assert package_digests(b"Filename: e.deb\nSHA256: " + b"5" * 63) == {}
     assert (stanza(Stanzas(text), "b") or {})["SHA256"] == "2" * 64
     assert stanza(Stanzas(text), "c") is None
 
