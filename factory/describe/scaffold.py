@@ -70,6 +70,8 @@ def scaffold(project: Path, name: str, *, source: str, line: str = "", dry_run: 
         place = Path(folder)  # a project of its own, so that the new description is judged before it is there
         made = place / DESCRIPTIONS / name
         shutil.copytree(project / DESCRIPTIONS / source, made, symlinks=True)
+        if (keys := project / "keys").is_dir():
+            (place / "keys").symlink_to(keys.resolve())
         changed = tuple(_rename(made, name, line, old))
         (made / "README.md").write_text(_README.format(name=name, source=source, line=line))
         found = load_description(place, name)

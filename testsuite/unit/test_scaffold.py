@@ -149,6 +149,32 @@ def test_names_are_changed_however_they_are_written(tmp_path: Path, written: str
     assert all(one in (tmp_path / "descriptions" / "other" / "image.toml").read_text() for one in kept)
 
 
+FOREIGN = """\
+[image]
+name = "small"
+line = "Community_Small_1"
+builder = "foreign"
+[foreign]
+url = "https://vendor.example/small.qcow2"
+sha256 = "%s"
+signature = "https://vendor.example/small.qcow2.sig"
+key = "%s"
+"""
+
+
+def test_a_copy_of_a_vendors_image_wants_its_own_key(tmp_path: Path) -> None:
+    folder, keys = tmp_path / "descriptions" / "small", tmp_path / "keys" / "vendor"
+    for one in (folder, keys):
+        one.mkdir(parents=True)
+    (folder / "image.toml").write_text(FOREIGN % ("ab" * 32, "AB" * 20))
+    (keys / "small.asc").write_text("a key")
+    with pytest.raises(InputFault) as refused:
+        scaffold(tmp_path, "other", source="small")
+    assert "keys/vendor/other.asc" in "\n".join(refused.value.lines())
+    (keys / "other.asc").write_text("a key")
+    assert scaffold(tmp_path, "other", source="small").line == "Community_other"
+
+
 def test_what_cannot_be_changed_by_the_line_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "descriptions" / "small"
     folder.mkdir(parents=True)
