@@ -26,7 +26,7 @@ _KEPT = (
 _SSHD = "cat >/etc/ssh/sshd_config.d/00-0.conf <<'END'\n%s\nEND\n"
 _OPEN_SSHD = (
     _SSHD % "PasswordAuthentication yes\nPermitRootLogin yes\nAuthenticationMethods any"
-    + "systemctl reload ssh; sleep 1\n"
+    + "systemctl restart ssh\n"
 )
 _LISTEN = (
     'systemd-run -q --unit=stranger python3 -c \'import socket, time; s = socket.create_server(("0.0.0.0", %d));'
@@ -203,7 +203,7 @@ MUTANTS = (
     _now(
         "test_ssh.py::test_ssh_audit_finds_no_fault",
         "ssh-audit finds faults: .*hmac-sha1",
-        _SSHD % "MACs hmac-sha1,hmac-sha2-512-etm@openssh.com" + "systemctl reload ssh; sleep 1",
+        _SSHD % "MACs hmac-sha1,hmac-sha2-512-etm@openssh.com" + "systemctl restart ssh",
         probe=_audit,
     ),
     _now(
