@@ -18,6 +18,7 @@ STAGES = ("describe", "build", "verify", "sign", "publish", "rotate")
 """Folder = verb = Jenkins stage = ``stage`` in the ledger, in this order."""
 BOOTED, RELEASE_NOTE, DIFFERENCE = "booted.json", "release-note.md", "difference.json"
 """Files about an image that are made after its build: what was seen of it, and what changed since the last one."""
+_DAYS_A_MONTH = 31
 
 
 # -- what people write ------------------------------------------------------------------------------------------------
@@ -90,6 +91,11 @@ class Retention:
     prev: int = 1
     last: int | None = None
     grace_days: int = 0
+
+    @property
+    def lifetime_days(self) -> int:
+        """How long instances may be started from an image: as long as one is kept."""
+        return max(self.monthly * _DAYS_A_MONTH, self.daily, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -434,6 +440,10 @@ class Artifact:
     licences: Mapping[str, int] = field(default_factory=dict)
     inventory: Path | None = None
     changelogs: Path | None = None
+
+
+SEEN = "; seen: "
+"""In the message of an unmet check, between its description's reason and what the check said."""
 
 
 class Outcome(StrEnum):

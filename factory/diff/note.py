@@ -11,7 +11,7 @@ from factory.diff.model import ImageDifference
 from factory.diff.read import read_side
 from factory.diff.text import marked, release_note
 from factory.errors import FactoryError
-from factory.model import DIFFERENCE, RELEASE_NOTE, Verdict
+from factory.model import DIFFERENCE, RELEASE_NOTE, SEEN, Verdict
 from factory.system.files import write_whole
 from factory.system.state import Run
 from factory.system.values import adapter
@@ -48,7 +48,9 @@ def unmet_note(run: Run) -> str:
     if not unmet:
         return ""
     head = "\n## What this image does not keep\n\nIt was made by others and is published as it is.\n\n"
-    return head + "".join(f"- {marked(one.guarantee or one.name)} {marked(one.message)}\n" for one in unmet)
+    return head + "".join(
+        f"- {marked(one.guarantee or one.name)} {marked(one.message.partition(SEEN)[0])}\n" for one in unmet
+    )
 
 
 def difference_text(found: ImageDifference) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from factory.model import Check, Outcome, Unmet
+from factory.model import SEEN, Check, Outcome, Unmet
 
 
 def settled(checks: Iterable[Check], unmet: Iterable[Unmet], *, say: Callable[[str], None]) -> tuple[Check, ...]:
@@ -26,7 +26,7 @@ def _settled(check: Check, reasons: dict[str, str]) -> Check:
     if not reason or check.outcome is Outcome.SKIPPED:
         return check
     if check.outcome is Outcome.FAILED:
-        message = f"{reason}; seen: {check.message}" if check.message else reason
+        message = f"{reason}{SEEN}{check.message}" if check.message else reason
         return replace(check, outcome=Outcome.UNMET, message=message)
     return replace(check, message=f"passes, although unmet names it: {reason}")
 

@@ -200,7 +200,7 @@ def test_the_bytes_go_unchanged_from_the_vendor_to_the_release(vendor: Vendor, a
     write_notes(vendor.run, line=recipe.description.line, say=lambda _: None)
     note = (vendor.run.path / "release-note.md").read_text()
     assert "## What this image does not keep" in note
-    assert "No old \\*ciphers\\*. the \\*vendor\\* chose &lt;so&gt;; seen: &lt;aes128&gt;" in note
+    assert "- No old \\*ciphers\\*. the \\*vendor\\* chose &lt;so&gt;\n" in note
     assert detail_of(verdict)["checks"][1]["outcome"] == "unmet"
 
     later, keys = artifact.built_at + timedelta(minutes=1), vendor.project / "keys"

@@ -129,6 +129,30 @@ def test_failed_checks_come_first_and_passed_ones_by_topic(made):
     )
 
 
+def test_what_a_vendors_image_does_not_keep_is_listed_with_its_reason(made):
+    judged = replace(
+        samples.verdict(made),
+        checks=(
+            Check(
+                name="ssh::keys_only", guarantee="Keys only", outcome=Outcome.PASSED, message="passes, although unmet"
+            ),
+            Check(name="ssh::modern", guarantee="Modern <b>", outcome=Outcome.UNMET, message="as <made>; seen: sha1"),
+        ),
+    )
+    run = record("published", stage("verify", judged))
+    text = page(run, None, now=NIGHT)
+    parsed(text)
+    assert "What this image does not keep" in text
+    assert "as &lt;made&gt;; seen: sha1" in text
+    assert "Modern &lt;b&gt;" in text
+    assert "1 unmet" in text
+    assert "passes, although unmet" in text
+    (tile,) = [one for one in tiles(run, None, None) if one.name == "guarantees kept"]
+    assert (tile.value, tile.note) == ("1 of 2", "1 unmet as described")
+    clean = page(record("published", stage("verify", samples.verdict(made))), None, now=NIGHT)
+    assert "does not keep" not in clean
+
+
 NAMES = {
     "ssh::keys": "ssh",
     "test_ssh.py::test_keys": "ssh",
