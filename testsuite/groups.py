@@ -77,7 +77,7 @@ def main() -> int:
         end_cloud(folder / "state")
     rows.append(Row("all", "", time.monotonic() - started))
     failed = any(row.result.startswith("FAILED") for row in rows)
-    if failed:
+    if failed and any(folder.iterdir()):
         print(f"\nwhat the tests left is in {folder}")
     else:
         shutil.rmtree(folder)
