@@ -25,8 +25,7 @@ _KEPT = (
 )
 _SSHD = "cat >/etc/ssh/sshd_config.d/00-0.conf <<'END'\n%s\nEND\n"
 _OPEN_SSHD = (
-    _SSHD % "PasswordAuthentication yes\nPermitRootLogin yes\nAuthenticationMethods any"
-    + "systemctl restart ssh\n"
+    _SSHD % "PasswordAuthentication yes\nPermitRootLogin yes\nAuthenticationMethods any" + "systemctl restart ssh\n"
 )
 _LISTEN = (
     'systemd-run -q --unit=stranger python3 -c \'import socket, time; s = socket.create_server(("0.0.0.0", %d));'
