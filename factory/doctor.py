@@ -228,18 +228,21 @@ def mirrors_of(here: Installation, image: str) -> Iterator[Question]:
         )
     for alias, mirror, suite in build_sources(here.project, image, site=here.site):
         signed = f"dists/{suite}/InRelease" if suite else "repodata/repomd.xml"
-        address = f"{mirror.rstrip('/')}/{signed}"
+        address = f"{mirror.rstrip('/')}/{signed}" if mirror else ""
         yield Question(
             name=f"mirror {alias} {suite}".rstrip(),
             alias=alias,
             address=address,
             upstream=upstream,
-            key=(address, bool(logins)),
+            key=(address or alias, bool(logins)),
         )
 
 
 def _mirror(name: str, address: str, upstream: Upstream, *, alias: str) -> Finding:
     cure = f"set {alias} under [mirrors] in site.toml to one that answers"
+    if not address:
+        cure = "'factory describe IMAGE' says which table of site.toml names it"
+        return Finding(name=name, ok=False, says="nobody says where it is", cure=cure)
     try:
         with upstream.get(address) as (status, body):
             if status == HTTPStatus.OK and next(body, b""):

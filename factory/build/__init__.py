@@ -22,7 +22,7 @@ from factory.build import contents, disk, filesystem, honesty, kept, qcow2, tarb
 from factory.build.attended import INPUTS_PORT
 from factory.build.box import ROOT, TARGET, Box, available_memory_bytes, box, memory_for_target
 from factory.build.dib import dib_build
-from factory.build.evidence import Evidence, evidence_of
+from factory.build.evidence import Evidence, evidence_of, following
 from factory.build.failure import full
 from factory.build.foreign import take
 from factory.build.halves import halves
@@ -31,6 +31,7 @@ from factory.build.kiwi import KIWI_TARGET, ROOT_TREE, Kiwi, prepare_command
 from factory.build.layers import layers
 from factory.build.leftovers import clean_leftovers
 from factory.build.records import package_files, write_records
+from factory.build.repository_keys import expect_keys_live
 from factory.build.tidy import expect_tidy
 from factory.build.tools import ToolsTree, tools_tree, versions
 from factory.errors import BuildError, CommandFailed
@@ -209,6 +210,7 @@ def _tail(
             expect_tidy(tree)
             status = tree.read("/var/lib/dpkg/status").decode(errors="replace")
             honest = beside.submit(_expect_locked, recipe, status, tree, inputs)
+            trusting = beside.submit(expect_keys_live, recipe, following(tree), epoch=marks.epoch)
             files = beside.submit(contents.files_list, tree)
             told = beside.submit(evidence_of, status, tree)
             place.run(["truncate", f"--size={size_bytes}", _DISK])
@@ -217,6 +219,7 @@ def _tail(
             filesystem.write_filesystem(place, _DISK, partition, like, marks)
             parts = beside.submit(layers, place.seen(_DISK), partition)
         honest.result()
+        trusting.result()
         say("compressing")
         with clock.measures("qcow2"):
             qcow2.compress(place, _DISK, image, log=run.log("qcow2"))

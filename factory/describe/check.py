@@ -18,13 +18,10 @@ from factory.region.check_findings import At, Notes
 from factory.region.config import for_image, items
 from factory.region.region_rules import check_regions
 
-_DAYS_A_MONTH = 31
-
 
 def lifetime_days(description: Description, site: Site) -> int:
     """How long instances may be started from an image: as long as one is kept."""
-    kept = site.retention or description.retention
-    return max(kept.monthly * _DAYS_A_MONTH, kept.daily, 1)
+    return (site.retention or description.retention).lifetime_days
 
 
 def region_faults(

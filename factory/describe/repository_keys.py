@@ -9,7 +9,7 @@ from pathlib import Path
 
 from factory.describe.repositories import Sources
 from factory.errors import Fault
-from factory.inputs.keyring import RepositoryKey, keys_in
+from factory.inputs.keyring import RepositoryKey, keys_in, that_sign, told
 from factory.inputs.signers import UPSTREAM_KEYS
 from factory.model import Description
 
@@ -27,7 +27,7 @@ def key_faults(description: Description, found: Sources, *, now: datetime, lifet
         place = f"descriptions/{description.name}/image.toml update_repositories.{repository.alias}.key"
         held = known.setdefault(keyring, keys_in(keyring))
         named = found.signers.get(repository.alias, ())
-        counting = [key for key in held if not named or key.fingerprint in named]
+        counting = that_sign(held, named)
         if not held:
             yield Fault(place=place, problem=f"'{keyring.name}' holds no key", cure="take the vendor's keyring again")
         elif not counting:
@@ -37,13 +37,8 @@ def key_faults(description: Description, found: Sources, *, now: datetime, lifet
                 cure="take the vendor's present keyring, or compare the fingerprints with the vendor's own word",
             )
         elif all(key.ends < until for key in counting):
-            told = ", ".join(f"{key.fingerprint} ends {_day(key.ends)}" for key in counting)
             yield Fault(
                 place=place,
-                problem=f"no key that signs lives until {until:%Y-%m-%d}, as long as images are kept: {told}",
+                problem=f"no key that signs lives until {until:%Y-%m-%d}, as long as images are kept: {told(counting)}",
                 cure="take the vendor's newer keyring, or keep images for a shorter time ([retention] monthly)",
             )
-
-
-def _day(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d}" if moment.year > 1 else "as revoked, or cannot sign"

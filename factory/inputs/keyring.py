@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,20 @@ class RepositoryKey:
     fingerprint: str
     user_id: str
     ends: datetime
+
+
+def that_sign(keys: Iterable[RepositoryKey], named: Collection[str]) -> tuple[RepositoryKey, ...]:
+    """The keys that may sign a repository: those named by full fingerprint, or all where none is named."""
+    return tuple(key for key in keys if not named or key.fingerprint in named)
+
+
+def told(keys: Iterable[RepositoryKey]) -> str:
+    """Each key by its full fingerprint, and when it ends."""
+    return ", ".join(f"{key.fingerprint} ends {_day(key.ends)}" for key in keys)
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d}" if moment > _DEAD else "as revoked, or cannot sign"
 
 
 def keys_in(keyring: Path) -> tuple[RepositoryKey, ...]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -15,11 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory.build.repository_keys import expect_keys_live
 from factory.describe import image_faults
 from factory.describe.vendors import whence
-from factory.errors import Fault
+from factory.doctor import mirrors
+from factory.errors import BuildError, Fault
 from factory.inputs.keyring import NEVER, keys_in, parse_keys
+from factory.installation import Installation
 from factory.model import Site
+from factory.system.state import Run, State
+from testsuite import samples
 from testsuite.repository import NOW, make_key
 from testsuite.unit.test_upstream_keys import fingerprint
 
@@ -138,6 +144,15 @@ def test_what_is_there_is_not_told_and_no_credential_is_written_anywhere(project
         assert not any(secret.encode() in text for text in (*written, said))
 
 
+def test_doctor_asks_nobody_for_a_mirror_that_nobody_names(project: Path) -> None:
+    here = Installation(project=project, state=State(path=project.parent / "state"), site=Site())
+    found = [(one.name, one.ok, one.says) for one in mirrors(here, ["sles15"])]
+    assert found == [
+        ("mirror sles15-pool", False, "nobody says where it is"),
+        ("mirror sles15-updates", False, "nobody says where it is"),
+    ]
+
+
 def test_an_image_that_never_registers_needs_an_address(project: Path) -> None:
     path = project / "descriptions/sles15/image.toml"
     path.write_text(path.read_text().replace('mode = "on-demand"', 'mode = "none"'))
@@ -241,6 +256,30 @@ def test_a_keyring_without_the_named_keys_or_without_any_is_told(project: Path) 
         "'debian.gpg' holds no key",
         "'debian-security.gpg' holds no key",
     ]
+
+
+@pytest.mark.parametrize(
+    ("days", "named", "good"),
+    [((100,), False, False), ((100, 2000), False, True), ((100, 2000), True, False), ((), False, True)],
+)
+def test_the_keys_that_lie_in_the_image_are_judged_too(
+    tmp_path: Path, *, days: tuple[int, ...], named: bool, good: bool
+) -> None:
+    """A package of the image may bring another keyring than the one that the build verified with."""
+    content = ending(tmp_path, "image", *days).read_bytes() if days else b""
+    (tmp_path / "image").write_bytes(content)
+    pins = {"debian": (keys_in(tmp_path / "image")[0].fingerprint,)} if named else {}
+    made = samples.recipe(Run(path=tmp_path / "20261121-000000-debian13"))
+    repository = dataclasses.replace(made.repositories[0], key="/usr/share/keyrings/x.gpg")
+    recipe = dataclasses.replace(made, repositories=(repository,), signers=pins)
+    read = {"/usr/share/keyrings/x.gpg": content}.get
+    if good:
+        expect_keys_live(recipe, lambda path: read(path, b""), epoch=int(NOW.timestamp()))
+        return
+    with pytest.raises(BuildError, match="instances could not update from 'debian'") as told:
+        expect_keys_live(recipe, lambda path: read(path, b""), epoch=int(NOW.timestamp()))
+    assert f"ends {NOW + timedelta(days=100):%Y-%m-%d}" in str(told.value.facts)
+    assert ("kept until", f"{NOW + timedelta(days=24 * 31):%Y-%m-%d}") in told.value.facts
 
 
 def test_the_keys_of_this_hosts_debian_live_long_enough() -> None:
