@@ -18,8 +18,8 @@ is a guarantee; the name in front is the check that turns red when it is broken,
 region, time servers) are then skipped, with that reason.
 
 Results: `verify/junit.xml` and `verify/checks.json` in the run; consoles, with passwords masked, among its logs.
-A verdict is green when something was tested and nothing failed. What a vendor's image does not keep, and its description
-names with a reason (`[[unmet]]`), is *unmet*: told to users, and not red.
+A verdict is green when something was tested and nothing failed. What a vendor's image does not keep, and its
+description names with a reason (`[[unmet]]`), is *unmet*: told to users, and not red.
 
 How it is done, and where its limits are:
 
