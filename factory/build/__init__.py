@@ -211,7 +211,7 @@ def _tail(
             status = tree.read("/var/lib/dpkg/status").decode(errors="replace")
             honest = beside.submit(_expect_locked, recipe, status, tree, inputs)
             trusting = beside.submit(expect_keys_live, recipe, following(tree), epoch=marks.epoch)
-            files = beside.submit(contents.files_list, tree)
+            files = beside.submit(_listed, place, tree)
             told = beside.submit(evidence_of, status, tree)
             place.run(["truncate", f"--size={size_bytes}", _DISK])
             with place.seen(_DISK).open("r+b") as file:
@@ -231,6 +231,12 @@ def _tail(
                 layers=parts.result(),
                 evidence=told.result(),
             )
+
+
+def _listed(place: Box, tree: contents.Tree) -> str:
+    """The list of files, which the box's own sha256sum reads; it is as quick as ours, and beside us."""
+    argv: list[str | Path] = ["find", ROOT, "-xdev", "-type", "f", "-exec", "sha256sum", "--zero", "--", "{}", "+"]
+    return contents.files_list(tree, contents.told_sums(place.run(argv).stdout, ROOT))
 
 
 def _expect_locked(recipe: Recipe, status: str, tree: contents.Tree, inputs: Inputs) -> None:

@@ -27,6 +27,9 @@ _KINDS = {
 }
 _LINKS_FOLLOWED = 16
 _READ_BYTES = 1 << 20
+_SHA256_DIGITS = 64
+_LOST = "\ufffd"
+"""What stands in a program's words where they were no UTF-8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +143,22 @@ def owners(tree: Tree) -> dict[str, str]:
     return found
 
 
-def files_list(tree: Tree) -> str:
-    """JSON lines, sorted by path: path, kind, mode, uid, gid, package (or ``generated``), time, content or target."""
+def told_sums(said: str, root: Path) -> dict[str, str]:
+    """What ``sha256sum --zero`` said of the files below ``root``, by their paths in the image.
+
+    A name that is no UTF-8 does not come through; :func:`files_list` reads such a file itself.
+    """
+    pairs = (line.split("  ", 1) for line in said.split("\0") if line and _LOST not in line)
+    return {path.removeprefix(str(root)): digest for digest, path in pairs if len(digest) == _SHA256_DIGITS}
+
+
+def files_list(tree: Tree, sums: Mapping[str, str] | None = None) -> str:
+    """JSON lines, sorted by path: path, kind, mode, uid, gid, package (or ``generated``), time, content or target.
+
+    Args:
+        sums: the SHA-256 of files by path, where they are known already.
+    """
+    known = sums or {}
     owner = owners(tree)
     lines = [json.dumps({"schema": "factory/files/1"})]
     for path in sorted(tree.entries):
@@ -150,7 +167,7 @@ def files_list(tree: Tree) -> str:
         line = f'{{"path": {json.dumps(path)}, "kind": "{entry.kind}", "mode": "{entry.mode:04o}", "uid": {entry.uid}'
         line += f', "gid": {entry.gid}, "package": {json.dumps(owner.get(path, GENERATED))}, "mtime": {entry.mtime}'
         if entry.kind == "file":
-            line += f', "size": {entry.size_bytes}, "sha256": "{tree.sha256(path)}"'
+            line += f', "size": {entry.size_bytes}, "sha256": "{known.get(path) or tree.sha256(path)}"'
         elif entry.kind == "link":
             line += f', "target": {json.dumps(entry.target)}'
         lines.append(f"{line}}}")

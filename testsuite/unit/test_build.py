@@ -24,6 +24,7 @@ from factory.build.tidy import expect_tidy, tidy_faults
 from factory.errors import BuildError, CommandFailed, InputsError
 from factory.model import Repository
 from factory.system.files import sha256_file
+from factory.system.run import run
 
 GIB = 1 << 30
 LOGS = Path(__file__).parent / "build_logs"
@@ -242,6 +243,18 @@ def test_every_file_is_listed_with_its_owner(root) -> None:
     found = {line["path"]: line for line in lines}
     assert (found["/bin"]["kind"], found["/bin"]["target"]) == ("link", "usr/bin")
     assert (found["/usr/bin/true"]["size"], found["/etc"]["kind"]) == (4, "dir")
+
+
+def test_files_are_listed_by_what_a_program_read_of_them(root: Path) -> None:
+    for name in (b"two  spaces", b"of\nlines", b"\\", b"\xff", "\ufffd".encode(), "\u00fc".encode()):
+        (root / os.fsdecode(name)).write_bytes(b"content of " + name)
+    tree = contents.Tree(root)
+    said = run(["find", root, "-type", "f", "-exec", "sha256sum", "--zero", "--", "{}", "+"]).stdout
+    sums = contents.told_sums(said, root)
+    assert {"/two  spaces", "/of\nlines", "/\\", "/\u00fc", "/usr/bin/true"} <= sums.keys()
+    assert "/\ufffd" not in sums  # one of two files, and nobody knows which
+    assert contents.files_list(tree, sums) == contents.files_list(tree)
+    assert "0" * 64 in contents.files_list(tree, {"/usr/bin/true": "0" * 64})
 
 
 def test_links_never_lead_out_of_the_image(root, tmp_path) -> None:
