@@ -38,7 +38,7 @@ def halves(tree: Path) -> Halves | None:
     """The halves of a build tree's description; None when it has something that is known to work only as a whole."""
     try:
         image = ElementTree.parse(tree / CONFIG).getroot()
-    except (OSError, ValueError, ElementTree.ParseError, DefusedXmlException):
+    except (OSError, ValueError, LookupError, ElementTree.ParseError, DefusedXmlException):
         return None  # kiwi says better what is wrong with it
     if image is None or not _can_be_halved(image):
         return None

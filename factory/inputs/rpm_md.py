@@ -93,7 +93,7 @@ def parse_repomd(text: bytes) -> Repomd:
         files = {_place(one, _REPO): _sha256(one, _REPO) for one in root.iter(f"{_REPO}data")}
         times = [*_texts(root, f"{_REPO}revision"), *_texts(root, f"{_REPO}data/{_REPO}timestamp")]
         return Repomd(date=_newest(times), files=files, primary=_place(indexes["primary"], _REPO))
-    except (Malformed, ParseError, DefusedXmlException, ValueError) as wrong:
+    except (Malformed, ParseError, DefusedXmlException, LookupError, ValueError) as wrong:
         raise InputsError("a signed repomd.xml cannot be used", facts=(("said", str(wrong)[:200]),)) from wrong
 
 
@@ -112,7 +112,7 @@ def parse_primary(file: IO[bytes]) -> Iterator[RpmPackage]:
                 if element.get("type", "rpm") == "rpm":
                     yield _package(element)
                 root.clear()
-    except (Malformed, ParseError, DefusedXmlException, ValueError, OSError, EOFError) as wrong:
+    except (Malformed, ParseError, DefusedXmlException, LookupError, ValueError, OSError, EOFError) as wrong:
         raise InputsError("a signed list of packages cannot be used", facts=(("said", str(wrong)[:200]),)) from wrong
 
 

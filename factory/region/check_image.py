@@ -69,7 +69,7 @@ class Content:
         """The packages that the kiwi description names."""
         try:
             found = ElementTree.fromstring(self.config_xml.encode()) if self.config_xml else ()
-        except (ElementTree.ParseError, DefusedXmlException, ValueError):
+        except (ElementTree.ParseError, DefusedXmlException, LookupError, ValueError):
             return frozenset()
         return frozenset(one.get("name", "") for part in found for one in part.iter("package"))
 
@@ -298,7 +298,7 @@ def _suse(root: Root, notes: Notes) -> None:
 def _missing_in_product(content: bytes) -> str:
     try:
         found = ElementTree.fromstring(content)
-    except (ElementTree.ParseError, DefusedXmlException, ValueError):
+    except (ElementTree.ParseError, DefusedXmlException, LookupError, ValueError):
         return "anything: it is not XML"
     return ", ".join(name for name in ("name", "version", "arch") if not (found.findtext(name) or "").strip())
 

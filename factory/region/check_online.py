@@ -90,7 +90,7 @@ def smt_info(body: bytes, notes: Notes, at: At) -> tuple[Mapping[str, str], ...]
     """The update servers of a region server's answer, looked at; None when it cannot be read."""
     try:
         root = ElementTree.fromstring(body, forbid_dtd=True)
-    except (ElementTree.ParseError, DefusedXmlException, ValueError, RecursionError) as wrong:
+    except (ElementTree.ParseError, DefusedXmlException, LookupError, ValueError, RecursionError) as wrong:
         notes.error(
             10,
             at,

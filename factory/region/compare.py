@@ -124,7 +124,7 @@ class RunningServer:
             raise RegionError(f"'{self.url}' answers {status}", hint="is this a region server's address?")
         try:
             root = ElementTree.fromstring(body)
-        except (ElementTree.ParseError, DefusedXmlException, ValueError) as wrong:
+        except (ElementTree.ParseError, DefusedXmlException, LookupError, ValueError) as wrong:
             raise RegionError(f"'{self.url}' does not answer with region data") from wrong
         return frozenset(tuple(element.get(name, "") for name in _ATTRIBUTES) for element in root)
 

@@ -36,6 +36,9 @@ def handshake_problem(item: str, pem: str, api: str, *, timeout_s: float) -> str
         if reply.status != http.client.OK:
             return f"answers {reply.status}"
         ElementTree.fromstring(body)
-    except (OSError, http.client.HTTPException, ValueError, ElementTree.ParseError, DefusedXmlException) as wrong:
+    except (
+        *(OSError, http.client.HTTPException, ValueError, LookupError),
+        *(ElementTree.ParseError, DefusedXmlException),
+    ) as wrong:
         return str(wrong) or type(wrong).__name__
     return ""

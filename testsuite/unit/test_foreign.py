@@ -209,8 +209,7 @@ def test_a_download_that_was_cut_off_goes_on_and_another_half_does_not_spoil_it(
 
 
 def test_a_detached_signature_tells_who_signed(tmp_path: Path) -> None:
-    (tmp_path / "k").mkdir()
-    ours, other = make_key(tmp_path / "k", "vendor"), make_key(tmp_path / "k", "stranger")
+    ours, other = make_key(tmp_path, "vendor"), make_key(tmp_path, "stranger")
     file, signature = tmp_path / "x", tmp_path / "x.sig"
     file.write_bytes(CONTENT)
     gpg = ["gpg", "--homedir", str(ours.home), "--batch", "--yes"]

@@ -8,7 +8,7 @@ import io
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from factory.errors import InputsError
@@ -145,6 +145,7 @@ def test_what_is_too_long_is_not_read() -> None:
 
 
 @given(at=st.integers(0, 3000), byte=st.integers(0, 255))
+@example(at=PRIMARY.index("UTF-8") + 1, byte=ord("-"))  # an encoding that nobody knows
 def test_damaged_text_is_read_or_refused(at: int, byte: int) -> None:
     for text, read in ((REPOMD, parse_repomd), (PRIMARY, lambda raw: list(parse_primary(io.BytesIO(raw))))):
         raw = bytearray(text.encode())
