@@ -3,6 +3,7 @@
 
 One after the other, but for the last two: what needs the shared night and boots guests of it, and everything else that
 starts real programs, the cloud with compute last. Either of them alone leaves a processor idle for much of its time.
+What a server does under load on all processors is looked at alone.
 """
 
 from __future__ import annotations
@@ -35,21 +36,23 @@ CLOUD_FILES = tuple(
         "store",
     )
 )
+LOAD_FILE = "testsuite/integration/test_region_server_load.py"
 PYTEST = BIN / "pytest"
-REAL = [*("testsuite/integration", "testsuite/mutants"), *(f"--ignore={file}" for file in CLOUD_FILES)]
+REAL = [*("testsuite/integration", "testsuite/mutants"), *(f"--ignore={file}" for file in (*CLOUD_FILES, LOAD_FILE))]
 GROUPS: dict[str, list[str | Path]] = {
     "lint": [BIN / "ruff", "check", "."],
     "format": [BIN / "ruff", "format", "--check", "."],
     "types": [BIN / "mypy"],
     "unit": [PYTEST, "-q", "-m", "not slow", "-n", "auto", "--dist", "loadfile", "testsuite/unit"],
     "clouds": [PYTEST, "-q", "-m", "not slow", "-n", "2", "--dist", "worksteal", *CLOUD_FILES],
+    "load": [PYTEST, "-q", "-m", "not slow", LOAD_FILE],
     "night": [PYTEST, "-m", "not slow and night and not needs_nova", *REAL],
     "beside": [PYTEST, "-m", "not slow and (not night or needs_nova)", *REAL],
 }
 """Name → command. The last two share one night, which the first that wants it makes."""
-STEPS = (("lint",), ("format",), ("types",), ("unit",), ("clouds",), ("night", "beside"))
+STEPS = (("lint",), ("format",), ("types",), ("unit",), ("clouds",), ("load",), ("night", "beside"))
 """What runs side by side."""
-TOLD = frozenset({"clouds", "night", "beside"})
+TOLD = frozenset({"clouds", "load", "night", "beside"})
 NIGHT = "shared night"
 WAITED = "waiting for the night"
 

@@ -7,7 +7,6 @@ that ``factory --help`` answers at once.
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 
@@ -59,14 +58,10 @@ __all__ = [
 ]
 
 INTERRUPTED = 130
-_OBJECTS = 100_000
-"""How many new objects Python waits for before it looks for dead cycles. Most of what a verb makes are modules and
-records that live as long as it does: looking through them again and again took a tenth of its own processor time."""
 
 
 def main() -> None:
     """Run the command line; every way out has its exit code (see :mod:`factory.errors`)."""
-    gc.set_threshold(_OBJECTS)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
             signal.signal(number, signal.default_int_handler)

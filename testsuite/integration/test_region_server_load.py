@@ -274,7 +274,10 @@ def send(data, wrap=True, read=True):
     with socket.create_connection((host, 443), timeout=25) as plain:
         try:
             with (context.wrap_socket(plain, server_hostname=host) if wrap else plain) as line:
-                line.sendall(data)
+                try:
+                    line.sendall(data)
+                except OSError:
+                    pass  # it may refuse before it has heard all
                 return line.recv(4096)[:40].split(b"\\r\\n")[0].decode("latin-1") if read else ""
         except OSError as broken:
             return type(broken).__name__
@@ -304,11 +307,13 @@ print(f"plain|{send(b'GET / HTTP/1.0' + bytes([13, 10, 13, 10]), wrap=False)}")
 idle = [socket.create_connection((host, 443), timeout=25) for _ in range(300)]
 print(f"beside idle|{send(b'GET /health' + good + bytes([13, 10]))}", flush=True)
 """
+CUT = "SSLEOFError|SSLZeroReturnError|ConnectionResetError|BrokenPipeError"
+"""What is left of a refusal to who still talks when the connection is closed."""
 HOSTILE_ANSWERS = {
     "long hint": "404",
-    "longer hint": "414",
-    "huge header": "400|431",
-    "many headers": "400|431",
+    "longer hint": f"414|{CUT}",
+    "huge header": f"400|431|{CUT}",
+    "many headers": f"400|431|{CUT}",
     "odd method": "405",
     "bad method": "400",
     "bad encoding": "400|404",
